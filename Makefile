@@ -1,0 +1,54 @@
+# The verbs of the project; `make` alone lists them. Everything is installed into .venv and .tools in this folder.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+UV_VERSION := 0.13.8
+UV := .tools/bin/uv
+BIN := .venv/bin
+# Test processes; the machine's cores serve unless said otherwise.
+JOBS ?= $(shell nproc)
+
+.PHONY: help install demo test lint types tests format migration clean
+
+help: ## List these verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(UV): Makefile
+	python3 -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+.venv/.installed: pyproject.toml uv.lock $(UV)
+	$(UV) sync --frozen --all-extras
+	@touch $@
+
+install: .venv/.installed ## Install everything, as pinned in uv.lock
+
+demo: install ## Run the main job: IMAGES=/folder MODEL=decimer for your own images and DECIMER's weights
+	@$(BIN)/python -m uworker.demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
+
+test: install lint types tests ## Run all checks and tests
+
+lint: install ## Check style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install ## Check types
+	$(BIN)/mypy
+
+tests: install ## Run the tests alone; ARGS="tests/test_jobs.py -k add" for some of them
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(ARGS)
+	$(if $(ARGS),,$(BIN)/coverage report --skip-covered)
+	$(if $(ARGS),,$(BIN)/coverage report --fail-under=$(GATE) --include='job_api/queue*.py,job_api/auth.py,job_api/client.py,job_api/sending.py')
+
+# What of the state machine, the logins and the client must be covered, in per cent, branches counted.
+GATE := 95
+
+format: install ## Bring the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+migration: install ## Draft a migration: MESSAGE="what it does", JOB_API_DATABASE_URL=a database at the newest revision
+	$(BIN)/alembic revision --autogenerate -m "$(MESSAGE)"
+
+clean: ## Remove what was installed and built here
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .coverage* demo-output

@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Adds directories to a project of the job service, one job for each; see `./add_jobs.py --help`.
+
+All directories are checked before anything is sent, and then sent in batches. Adding again changes nothing, so a run
+that broke off may be repeated, or taken up with `--skip`.
+"""
+
+import os
+import re
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, BinaryIO
+from urllib.parse import unquote
+
+try:
+    import typer
+
+    from job_api.client import Client, ClientError, NotFound, Refused, Unreachable
+    from job_api.config import CREDENTIALS_HINT, connect
+    from job_api.schemas import MAX_JOBS_PER_ADD, ProjectSettings
+    from job_api.terminal import printable, progress_bar
+    from job_api.text import check_directory
+except ImportError as missing:
+    home = Path(__file__).resolve().parent
+    python = home / ".venv/bin/python"
+    install = (
+        "" if python.exists() else f"install it with: python3 -m venv {home}/.venv && {python} -m pip install {home}; "
+    )
+    sys.exit(f"{sys.executable} lacks what add_jobs.py needs ({missing}); {install}run it with: {python} {sys.argv[0]}")
+
+MAX_BAD_ROWS_NAMED = 20
+FEWEST_PER_BATCH = 100
+
+Rows = Callable[[], Iterator[tuple[str, str]]]
+"""Reads the input from its beginning: where each directory stands, and its name as it is written there."""
+
+
+class BadInput(Exception):
+    """What was asked for cannot be added."""
+
+
+@dataclass
+class Tally:
+    """How far the run came."""
+
+    acknowledged: int
+    """Directories in input order up to the last batch the service has answered, skipped ones included."""
+    added: int = 0
+    present: int = 0
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def add_jobs(
+    project: Annotated[str, typer.Argument(help="Name of the project; it is created if there is none.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            help="File of KEY=value lines with JOB_API_ROOT, and JOB_API_USERNAME and JOB_API_PASSWORD, or "
+            "JOB_API_TOKEN; docker/example.conf is one. The environment overrides it."
+        ),
+    ] = None,
+    *,
+    jobs_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="One directory per row, relative to the source of the project; - is standard input. Blank rows and "
+            "rows that begin with '# ' are comments; write './# name' for such a name.",
+        ),
+    ] = None,
+    list_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--list",
+            metavar="ROOT",
+            help="Add the directories directly below ROOT, sorted. ROOT is the source of a new project, unless "
+            "--source says otherwise.",
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where the directories of a new project lie: a URL or a local path."),
+    ] = None,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first N directories.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the input, show what it is, send nothing.")] = False,
+    retry_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to try again while the service cannot be reached.")
+    ] = 60,
+) -> None:
+    """Add directories of images to a project, one job for each. Those it has already stay as they are."""
+    if (jobs_file is None) == (list_root is None):
+        raise typer.BadParameter("give the directories either by --jobs-file or by --list")
+    tally = Tally(acknowledged=skip)
+    try:
+        with ExitStack() as stack:
+            rows = listed(list_root) if list_root is not None else written(jobs_file or "-", stack)
+            total = check(rows, skip)
+            url = as_url(source) if source is not None else list_root and as_url(str(list_root))
+            if dry_run:
+                show(project, rows, total, skip, url or None)
+                return
+            client = stack.enter_context(connect(config, retry_seconds=retry_seconds))
+            ensure_project(client, project, url or None, chosen=source is not None)
+            send(client, project, rows, total, tally)
+    except KeyboardInterrupt:
+        give_up("interrupted", tally)
+    except ClientError as error:
+        hint = f"; {CREDENTIALS_HINT}" if isinstance(error, Refused) and error.status == 401 else ""
+        resumable = isinstance(error, Unreachable) or tally.acknowledged > skip
+        give_up(f"{error}{hint}", tally if resumable else None)
+    except BadInput as error:
+        give_up(str(error), None)
+    typer.echo(f"{tally.acknowledged - skip} directories: {tally.added} added, {tally.present} already present")
+
+
+def give_up(why: str, tally: Tally | None) -> None:
+    """Say why the run ends, and where it may be taken up; exit 1."""
+    typer.echo(f"add_jobs.py: {why}", err=True)
+    if tally is not None:
+        typer.echo(f"Exiting, you can try add_jobs.py again with --skip={tally.acknowledged}")
+    raise typer.Exit(1)
+
+
+# --- the input ---
+
+
+def written(jobs_file: str, stack: ExitStack) -> Rows:
+    """The rows of a file. What cannot be read twice (a pipe) is copied to a temporary file first."""
+    try:
+        file: BinaryIO = sys.stdin.buffer if jobs_file == "-" else Path(jobs_file).open("rb")  # noqa: SIM115 - the stack
+        stack.callback(file.close)
+        if jobs_file == "-" or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - as above
+            shutil.copyfileobj(file, spool)
+            file = spool
+    except OSError as error:
+        raise BadInput(f"cannot read {jobs_file}: {error.strerror}") from None
+    place = "standard input" if jobs_file == "-" else jobs_file
+
+    def rows() -> Iterator[tuple[str, str]]:
+        file.seek(0)
+        for number, row in enumerate(file, start=1):
+            line = row.removeprefix(b"\xef\xbb\xbf") if number == 1 else row
+            # Only the line end goes: any other space may belong to the name. What is not UTF-8 is refused by the check.
+            name = re.sub(rb"\r?\n\Z", b"", line).decode("utf-8", "surrogateescape")
+            if name.strip() and not name.startswith("# "):
+                yield f"{place}, line {number}", name
+
+    return rows
+
+
+def listed(root: Path) -> Rows:
+    """The directories directly below `root`, sorted by name."""
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise BadInput(f"cannot list {root}: {error.strerror}") from None
+    return lambda: ((f"in {root}", name) for name in names)
+
+
+def check(rows: Rows, skip: int) -> int:
+    """Count the directories.
+
+    Raises:
+        BadInput: some cannot be added (names them), or there is none, or fewer than `skip`.
+    """
+    total = 0
+    bad: list[str] = []
+    for place, name in rows():
+        total += 1
+        try:
+            check_directory(name)
+        except ValueError as error:
+            bad.append(f"{place}: '{printable(name, 80)}' {error}" if len(bad) < MAX_BAD_ROWS_NAMED else "")
+    if bad:
+        more = len(bad) - MAX_BAD_ROWS_NAMED
+        named = [*bad[:MAX_BAD_ROWS_NAMED], *([f"and {more} more"] if more > 0 else [])]
+        raise BadInput("nothing was added, these rows must be put right:\n  " + "\n  ".join(named))
+    if total == 0:
+        raise BadInput("there is no directory to add")
+    if skip > total:
+        raise BadInput(f"--skip={skip} leaves nothing to add: there are {total} directories")
+    return total
+
+
+def as_url(source: str) -> str:
+    """A source as a URL: a path becomes a `file://` URL, a relative one after it was resolved."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", source):
+        return source
+    if not source.strip():
+        raise BadInput("--source is empty")
+    path = Path(source).expanduser()
+    # An absolute path stays as it is: a link in it may lead elsewhere on the workers' machines.
+    return (path if path.is_absolute() and ".." not in path.parts else path.resolve()).as_uri()
+
+
+# --- the service ---
+
+
+def ensure_project(client: Client, project: str, source: str | None, *, chosen: bool) -> None:
+    """Create the project if there is none; `source` counts for an existing one only when it was `chosen`."""
+    try:
+        existing = client.project(project)
+    except NotFound:
+        if source is None:
+            raise BadInput(
+                f"there is no project {project}; to create it, say with --source where its directories lie"
+            ) from None
+        client.put_project(project, ProjectSettings(source=source))
+        typer.echo(f"project {project} created, source {source}")
+        return
+    if chosen and source is not None and comparable(source) != comparable(existing.source):
+        raise BadInput(
+            f"project {project} has the source {existing.source}, not {source}; "
+            "leave out --source, or choose another project for these directories"
+        )
+
+
+def comparable(url: str) -> str:
+    """Two spellings of one source made the same."""
+    return (unquote(url) if url.startswith("file://") else url).rstrip("/")
+
+
+def send(client: Client, project: str, rows: Rows, total: int, tally: Tally) -> None:
+    """Send the directories that `tally` does not count yet, in batches of about a hundredth."""
+    size = min(MAX_JOBS_PER_ADD, max(FEWEST_PER_BATCH, total // 100))
+    names = (check_directory(name) for _, name in islice(rows(), tally.acknowledged, None))
+    with progress_bar() as progress:
+        task = progress.add_task("adding", total=total, completed=tally.acknowledged)
+        while batch := list(islice(names, size)):
+            answer = client.add_jobs(project, batch)
+            tally.acknowledged += len(batch)
+            tally.added += answer.added
+            tally.present += answer.present
+            progress.update(task, completed=tally.acknowledged)
+
+
+def show(project: str, rows: Rows, total: int, skip: int, source: str | None) -> None:
+    """Print what would be sent."""
+    typer.echo(f"dry run: {total - skip} directories for project {project}" + (f", source {source}" if source else ""))
+    for _, name in islice(rows(), skip, skip + 10):
+        typer.echo(f"  {printable(check_directory(name))}")
+    if total - skip > 10:
+        typer.echo(f"  and {total - skip - 10} more")
+
+
+if __name__ == "__main__":
+    # A polite end is an interruption like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

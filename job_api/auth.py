@@ -1,0 +1,283 @@
+"""Who calls, and what they may do: users with passwords, opaque tokens, roles, and the binding of worker ids.
+
+Passwords are hashed with argon2id, tokens (256 random bits) with SHA-256. No secret is logged or kept in clear.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import argon2
+from cachetools import LRUCache, TTLCache
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from job_api.db import Connection, Database
+from job_api.errors import Forbidden, NotFound, TooManyRequests, Unauthenticated, WorkerIdTaken
+from job_api.schemas import IssuedToken, NewToken, NewUser, Role, Token, User
+
+TOKEN_PREFIX = "dj_"  # noqa: S105 - says what the string is, for secret scanners
+# How long a revoked token may still be honoured by another process than the one that revoked it.
+TOKEN_CACHE_SECONDS = 5.0
+FAILED_LOGINS_PER_MINUTE = 10
+PARALLEL_HASHES = 2
+
+# What each role may do, by the role an endpoint asks for. Worker stands apart.
+GRANTS: dict[Role, frozenset[Role]] = {
+    Role.ADMIN: frozenset({Role.ADMIN, Role.SUBMIT, Role.READ}),
+    Role.SUBMIT: frozenset({Role.SUBMIT, Role.READ}),
+    Role.READ: frozenset({Role.READ}),
+    Role.WORKER: frozenset({Role.WORKER}),
+}
+# For which roles a login may make tokens: its own, lesser ones, and workers of projects it may submit to.
+MAY_ISSUE: dict[Role, frozenset[Role]] = {
+    Role.ADMIN: frozenset(Role),
+    Role.SUBMIT: frozenset({Role.SUBMIT, Role.READ, Role.WORKER}),
+    Role.READ: frozenset({Role.READ}),
+    Role.WORKER: frozenset({Role.WORKER}),
+}
+
+USER = "SELECT id, name, password_hash, role, project FROM users WHERE name = $1"
+USERS = "SELECT name, role, project, created_at FROM users WHERE name > $1 ORDER BY name LIMIT $2"
+PUT_USER = """
+INSERT INTO users (name, password_hash, role, project) VALUES ($1, $2, $3, $4)
+ON CONFLICT (name) DO UPDATE SET password_hash = $2, role = $3, project = $4
+RETURNING id, name, role, project, created_at
+"""
+DELETE_USER = "DELETE FROM users WHERE name = $1 RETURNING id"
+REVOKE_TOKENS_OF_USER = "UPDATE tokens SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL"
+FIND_BY_HASH = """
+SELECT t.id, t.name, t.role, t.project, t.user_id, extract(epoch FROM t.expires_at - now())::float8 AS seconds_left
+FROM tokens t
+WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
+"""
+ISSUE = """
+INSERT INTO tokens (token_hash, name, role, project, user_id, expires_at)
+VALUES ($1, $2, $3, $4, $5, now() + $6::interval)
+RETURNING id, name, role, project, created_at, expires_at, revoked_at,
+          (SELECT u.name FROM users u WHERE u.id = user_id) AS username
+"""
+TOKENS = """
+SELECT t.id, t.name, t.role, t.project, u.name AS username, t.created_at, t.expires_at, t.revoked_at
+FROM tokens t LEFT JOIN users u ON u.id = t.user_id
+WHERE t.id > $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) ORDER BY t.id LIMIT $2
+"""
+REVOKE_TOKEN = "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING id"  # noqa: S105
+TOKEN_EXISTS = "SELECT 1 FROM tokens WHERE id = $1"  # noqa: S105
+OWNER_OF_WORKER = "SELECT owner FROM workers WHERE id = $1"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """A caller: its role, the one project it may see (None: all), and whom its worker ids belong to."""
+
+    name: str
+    role: Role
+    project: str | None
+    user_id: int | None
+    token_id: int | None
+
+    @property
+    def owner(self) -> str:
+        """The key a worker id is bound to; the same for all tokens of one user, so that a renewed token fits."""
+        return f"user:{self.user_id}" if self.user_id is not None else f"token:{self.token_id}"
+
+    def require(self, role: Role) -> None:
+        """Refuse a caller whose role does not include `role`.
+
+        Raises:
+            Forbidden: says which role is needed.
+        """
+        if role not in GRANTS[self.role]:
+            raise Forbidden(f"this needs the role {role}, and {self.name} has the role {self.role}")
+
+    def require_project(self, project: str) -> None:
+        """Refuse a caller that is bound to another project.
+
+        Raises:
+            Forbidden: also when there is no such project, so that names cannot be tried out.
+        """
+        if self.project is not None and self.project != project:
+            raise Forbidden(
+                f"{self.name} may only see the project {self.project}; ask for a token that may see {project}"
+            )
+
+
+class Authenticator:
+    """Finds out who calls; remembers tokens for a few seconds, so that the hot path rarely asks the database."""
+
+    def __init__(self, database: Database, token_seconds: float) -> None:
+        self._database = database
+        self._token_seconds = token_seconds
+        self._hasher = argon2.PasswordHasher()
+        self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe())
+        self._hashing = asyncio.Semaphore(PARALLEL_HASHES)
+        self._tokens: TTLCache[bytes, Principal] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
+        self._owners: LRUCache[str, str] = LRUCache(maxsize=10_000)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._limit = RateLimitItemPerMinute(FAILED_LOGINS_PER_MINUTE)
+
+    async def authenticate(self, authorization: str | None, client_host: str) -> Principal:
+        """The caller of a request, by its Authorization header.
+
+        Raises:
+            Unauthenticated: there is none, or it is not valid.
+            TooManyRequests: too many logins of that name from that address have failed.
+        """
+        scheme, _, credentials = (authorization or "").partition(" ")
+        if scheme.lower() == "bearer":
+            return await self._by_token(credentials.strip())
+        if scheme.lower() == "basic":
+            return await self.by_login(credentials.strip(), client_host)
+        raise Unauthenticated("send a token (Authorization: Bearer …) or a login (Basic)")
+
+    async def _by_token(self, secret: str) -> Principal:
+        token_hash = hashlib.sha256(secret.encode(errors="replace")).digest()
+        if (known := self._tokens.get(token_hash)) is not None:
+            return known
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(FIND_BY_HASH, token_hash)
+        if row is None:
+            raise Unauthenticated("the token is not valid, was revoked or has expired; get a new one")
+        principal = Principal(
+            f"token {row['name']!r}", Role(row["role"]), row["project"], user_id=row["user_id"], token_id=row["id"]
+        )
+        if row["seconds_left"] is None or row["seconds_left"] > TOKEN_CACHE_SECONDS:
+            self._tokens[token_hash] = principal
+        return principal
+
+    async def by_login(self, credentials: str, client_host: str) -> Principal:
+        """The user of a Basic login. Raises as `authenticate`."""
+        try:
+            name, separator, password = base64.b64decode(credentials, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            raise Unauthenticated("the Basic login cannot be read") from None
+        if not separator or "\0" in name:
+            raise Unauthenticated("the Basic login cannot be read")
+        bucket = (name, client_host)
+        if not await self._limiter.test(self._limit, *bucket):
+            raise TooManyRequests(f"too many failed logins as {name!r}; wait a minute", retry_after_seconds=60)
+        async with self._database.connection() as connection:
+            user = await connection.fetchrow(USER, name)
+        # An unknown name costs the same time as a wrong password.
+        stored = user["password_hash"] if user is not None else self._nobodys_hash
+        if not await self._verify(stored, password) or user is None:
+            await self._limiter.hit(self._limit, *bucket)
+            raise Unauthenticated("the user name or the password is wrong")
+        return Principal(f"user {name!r}", Role(user["role"]), user["project"], user_id=user["id"], token_id=None)
+
+    async def _verify(self, stored: str, password: str) -> bool:
+        def verify() -> bool:
+            try:
+                return self._hasher.verify(stored, password)
+            except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+                return False
+
+        async with self._hashing:
+            return await asyncio.to_thread(verify)
+
+    async def own_worker(self, principal: Principal, worker_id: str) -> None:
+        """Refuse a caller that acts for a worker process of somebody else.
+
+        Raises:
+            WorkerIdTaken: the id is bound to another user or token. An id nobody has used yet is not refused.
+        """
+        owner = self._owners.get(worker_id)
+        if owner is None:
+            async with self._database.connection() as connection:
+                owner = await connection.fetchval(OWNER_OF_WORKER, worker_id)
+            if owner is None:
+                return
+            self._owners[worker_id] = owner
+        if owner != principal.owner:
+            raise WorkerIdTaken(f"the worker id {worker_id} belongs to another user or token")
+
+    # --- users and tokens ---
+
+    async def put_user(self, name: str, user: NewUser) -> User:
+        """Create a user or change its password and role; its tokens are revoked."""
+        async with self._hashing:
+            password_hash = await asyncio.to_thread(self._hasher.hash, user.password)
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(PUT_USER, name, password_hash, user.role, user.project)
+            if row is None:
+                raise RuntimeError("a user that was just stored is not there")
+            await connection.execute(REVOKE_TOKENS_OF_USER, row["id"])
+        self._tokens.clear()
+        return User.model_validate(dict(row))
+
+    async def delete_user(self, principal: Principal, name: str) -> None:
+        """Delete a user with its tokens.
+
+        Raises:
+            NotFound: there is no such user.
+            Forbidden: it is the caller itself; somebody must be left to let others in.
+        """
+        async with self._database.connection() as connection:
+            user = await connection.fetchrow(USER, name)
+        if user is not None and user["id"] == principal.user_id:
+            raise Forbidden("one cannot delete oneself; ask another administrator")
+        async with self._database.connection() as connection:
+            if await connection.fetchval(DELETE_USER, name) is None:
+                raise NotFound(f"there is no user {name!r}")
+        self._tokens.clear()
+
+    async def issue(self, principal: Principal, wanted: NewToken, *, tied: bool) -> IssuedToken:
+        """Make a token; `tied` to the caller's user, it ends with the user and counts as the same owner of workers.
+
+        Raises:
+            Forbidden: the caller may not make a token of that role or for that project.
+        """
+        role = wanted.role or principal.role
+        if role not in MAY_ISSUE[principal.role]:
+            raise Forbidden(f"{principal.name} with the role {principal.role} may not make a token of the role {role}")
+        project = wanted.project or principal.project
+        if project is not None:
+            principal.require_project(project)
+        seconds = wanted.expires_in_seconds or (self._token_seconds if tied else None)
+        secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                ISSUE,
+                hashlib.sha256(secret.encode()).digest(),
+                wanted.name,
+                role,
+                project,
+                principal.user_id if tied else None,
+                None if seconds is None else timedelta(seconds=seconds),
+            )
+        return IssuedToken(token=secret, **_fields(row))
+
+    async def revoke(self, token_id: int) -> None:
+        """Revoke a token; a second time changes nothing.
+
+        Raises:
+            NotFound: there never was such a token.
+        """
+        async with self._database.connection() as connection:
+            revoked = await connection.fetchval(REVOKE_TOKEN, token_id)
+            if revoked is None and await connection.fetchval(TOKEN_EXISTS, token_id) is None:
+                raise NotFound(f"there is no token {token_id}")
+        self._tokens.clear()
+
+
+async def users(connection: Connection, after: str, limit: int) -> list[User]:
+    """Users after a name, by name."""
+    return [User.model_validate(dict(row)) for row in await connection.fetch(USERS, after, limit)]
+
+
+async def tokens(connection: Connection, after: int, limit: int) -> list[Token]:
+    """Tokens in force after an id, by id."""
+    return [Token.model_validate(dict(row)) for row in await connection.fetch(TOKENS, after, limit)]
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    if row is None:
+        raise RuntimeError("a row that was just stored is not there")
+    return dict(row)

@@ -1,0 +1,119 @@
+"""`job-api serve` and `job-api migrate`: what needs the `api` extra, imported only when they run."""
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from job_api.settings import Settings
+
+app = typer.Typer()
+
+NO_EXTRA = "the service is not installed; install it with: pip install 'decimer-jobs[api]'"
+
+
+def _settings(**given: object) -> "Settings":
+    try:
+        from job_api.settings import StartupError, load_settings
+    except ImportError as error:
+        raise SystemExit(f"job-api: {NO_EXTRA} (missing: {error.name})") from error
+    try:
+        settings = load_settings()
+    except StartupError as error:
+        raise SystemExit(f"job-api: {error}") from None
+    return settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [env: JOB_API_HOST; 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for any free one. [env: JOB_API_PORT; 8800]")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
+) -> None:
+    """Run the service until it is told to stop (Ctrl-C or SIGTERM).
+
+    The database is embedded in JOB_API_DATA_DIR unless JOB_API_DATABASE_URL names a PostgreSQL server. The first
+    start makes the user `admin` and says where its password lies. Further settings, all in the environment:
+    JOB_API_LEASE_SECONDS, JOB_API_HEARTBEAT_SECONDS, JOB_API_SWEEP_SECONDS, JOB_API_BACKOFF_SECONDS,
+    JOB_API_MAX_BODY_BYTES, JOB_API_POOL_SIZE, JOB_API_TOKEN_SECONDS.
+    """
+    settings = _settings(host=host, port=port)
+    import uvicorn
+
+    from job_api.main import create_app
+    from job_api.settings import StartupError
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    listener = _listen(settings.host, settings.port)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=verbose,
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+    address, bound = listener.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    logging.getLogger("job_api").info("serving http://%s:%d, API documentation at /docs", shown, bound)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        listener.close()
+    failure = getattr(app.state, "startup_error", None)
+    if isinstance(failure, StartupError):
+        raise SystemExit(f"job-api: {failure}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise SystemExit(
+            f"job-api: cannot listen on {host} port {port}: {error.strerror or error}; is another service "
+            "running there? Choose another with --port or JOB_API_PORT"
+        ) from None
+    return listener
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema to the version this code needs; run it once after an upgrade.
+
+    For an external database (JOB_API_DATABASE_URL). An embedded one is brought up to date whenever the service starts.
+    """
+    settings = _settings()
+    import asyncio
+
+    from job_api import migrations
+    from job_api.db import connect
+    from job_api.settings import StartupError
+
+    if settings.database_url is None:
+        typer.echo("the embedded database is migrated when the service starts; nothing to do")
+        return
+    url = settings.database_url.get_secret_value()
+
+    async def revision() -> str | None:
+        connection = await connect(url)
+        try:
+            return await migrations.current(connection)
+        finally:
+            await connection.close()
+
+    try:
+        before = asyncio.run(revision())
+        migrations.upgrade(url)
+        typer.echo(f"the database's schema was {before or 'empty'} and is {asyncio.run(revision())}")
+    except StartupError as error:
+        raise SystemExit(f"job-api: {error}") from None

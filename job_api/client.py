@@ -1,0 +1,378 @@
+"""The one HTTP client of the job service, for people, `add_jobs.py` and the worker.
+
+Everything that is retried is retried by it (`sending` decides) and nowhere else: an unreachable service, a broken
+connection, a time-out and the answers 429, 502, 503 and 504, with exponential back-off and full jitter, or after what
+`Retry-After` says, until `retry_seconds` have passed. Every call of the API may be sent twice without harm, so all of
+them are retried.
+
+    from job_api.client import Client
+    with Client("http://localhost:8800", username="admin", password="…") as client:
+        print(client.project("patents"))
+        for row in client.results("patents", status="recognised"):
+            print(row["image"], row["smiles"])
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel
+
+from job_api import schemas
+from job_api.records import CutShort, NotARecord, Record, whole_records
+from job_api.schemas import MAX_PAGE_SIZE, NAME_PATTERN, PENDING_JOBS_HEADER, RESERVED_PROJECT_NAMES, ExportFormat
+from job_api.sending import (
+    ApiError,
+    ClientError,
+    LeaseLost,
+    NotFound,
+    Refused,
+    ResultsMissing,
+    Sender,
+    Unreachable,
+    WorkerStopped,
+    jitter_seconds,
+    parse,
+    why,
+)
+
+__all__ = [
+    "ApiError",
+    "Client",
+    "ClientError",
+    "LeaseLost",
+    "NotFound",
+    "Refused",
+    "ResultsMissing",
+    "Unreachable",
+    "WorkerStopped",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to one job service; safe to share between threads.
+
+    Args:
+        root: address of the service, such as `http://host:8800`.
+        username: with `password`, is turned into a token at the first call and again when that expires.
+        password: see `username`.
+        token: used as it is instead of a login.
+        retry_seconds: how long a call is tried again before `Unreachable` is raised; 0 tries once.
+        timeout_seconds: how long one try may take without an answer.
+        stop: when set, waits between tries end and no call is tried again.
+        transport: replaces the network in tests of this client.
+
+    Raises:
+        ValueError: the address or the credentials make no sense.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
+        retry_seconds: float = 60.0,
+        timeout_seconds: float = 30.0,
+        stop: threading.Event | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._sender = Sender(
+            root,
+            username=username,
+            password=password,
+            token=token,
+            retry_seconds=retry_seconds,
+            timeout_seconds=timeout_seconds,
+            stop=stop or threading.Event(),
+            transport=transport,
+        )
+        self._send = self._sender.send
+        self.root = self._sender.root
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.root!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._sender.close()
+
+    # --- service, people, tokens ---
+
+    def server(self) -> schemas.ServerInfo:
+        """The service's version, limits and pace."""
+        return self._ask(schemas.ServerInfo, "GET", "/v4")
+
+    def users(self) -> list[schemas.User]:
+        """All users."""
+        return list(self._pages(schemas.User, "/v4/users"))
+
+    def put_user(self, name: str, user: schemas.NewUser) -> schemas.User:
+        """Create a user, or give an existing one a new password and role."""
+        return self._ask(schemas.User, "PUT", f"/v4/users/{_part(name)}", user)
+
+    def delete_user(self, name: str) -> None:
+        """Delete a user and revoke its tokens."""
+        self._send("DELETE", f"/v4/users/{_part(name)}")
+
+    def new_token(self, token: schemas.NewToken) -> schemas.IssuedToken:
+        """Make a token of any role (admin)."""
+        return self._ask(schemas.IssuedToken, "POST", "/v4/tokens", token)
+
+    def tokens(self) -> list[schemas.Token]:
+        """All tokens that are neither revoked nor expired, without their secrets."""
+        return list(self._pages(schemas.Token, "/v4/tokens"))
+
+    def revoke_token(self, token_id: int) -> None:
+        """Revoke a token."""
+        self._send("DELETE", f"/v4/tokens/{token_id}")
+
+    # --- projects and jobs ---
+
+    def projects(self) -> list[schemas.Project]:
+        """All projects the caller may see."""
+        return list(self._pages(schemas.Project, "/v4/projects"))
+
+    def project(self, project: str) -> schemas.ProjectStatus:
+        """The status document of a project."""
+        return self._ask(schemas.ProjectStatus, "GET", f"/v4/{_project(project)}")
+
+    def put_project(self, project: str, settings: schemas.ProjectSettings) -> schemas.Project:
+        """Create a project, or change the given settings of an existing one."""
+        return self._ask(schemas.Project, "PUT", f"/v4/{_project(project)}", settings)
+
+    def delete_project(self, project: str) -> None:
+        """Delete a project with all its jobs and results; refused while jobs of it are unfinished."""
+        self._send("DELETE", f"/v4/{_project(project)}")
+
+    def pause(self, project: str) -> schemas.Project:
+        """Stop handing out jobs of a project; running ones finish."""
+        return self._ask(schemas.Project, "POST", f"/v4/{_project(project)}/pause")
+
+    def resume(self, project: str) -> schemas.Project:
+        """Hand out jobs of a project again."""
+        return self._ask(schemas.Project, "POST", f"/v4/{_project(project)}/resume")
+
+    def add_jobs(self, project: str, directories: Sequence[str]) -> schemas.JobsAdded:
+        """Add up to 10,000 directories, all or none; those already present stay as they are."""
+        body = {"directories": list(directories)}
+        return self._ask(schemas.JobsAdded, "POST", f"/v4/{_project(project)}/jobs", body)
+
+    def jobs(self, project: str, **filters: Any) -> Iterator[schemas.Job]:
+        """Jobs of a project in the order of their ids; filters are `state`, `worker_id` and `text`."""
+        return self._pages(schemas.Job, f"/v4/{_project(project)}/jobs", filters)
+
+    def job(self, project: str, job_id: int) -> schemas.JobDetail:
+        """One job with its attempts and counts."""
+        return self._ask(schemas.JobDetail, "GET", _job(project, job_id))
+
+    def job_results(self, project: str, job_id: int) -> Iterator[schemas.Result]:
+        """The stored rows of one job, by image."""
+        return self._pages(schemas.Result, f"{_job(project, job_id)}/results")
+
+    def cancel(self, project: str, job_id: int) -> schemas.Job:
+        """Cancel an unfinished job."""
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/cancel")
+
+    def retry(self, project: str, job_id: int) -> schemas.Job:
+        """Queue a failed or cancelled job again, with a clean slate."""
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/retry")
+
+    def rerun(self, project: str, job_id: int, statuses: Sequence[schemas.ResultStatus] | None = None) -> schemas.Job:
+        """Queue a finished job again: all its images, or those whose result has one of `statuses`."""
+        body = schemas.Rerun(statuses=list(statuses) if statuses is not None else None)
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/rerun", body)
+
+    def force_release(self, project: str, job_id: int) -> schemas.Job:
+        """Take a claimed job from its worker and queue it again."""
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/force-release")
+
+    # --- the worker's side ---
+
+    def claim(self, project: str | None, request: schemas.ClaimRequest) -> tuple[list[schemas.Lease], int]:
+        """Claim jobs of one project, or of any the caller may see.
+
+        Returns:
+            The leases, and when there are none the number of jobs that are queued or waiting all the same.
+        """
+        path = f"/v4/{_project(project)}/claim" if project else "/v4/claim"
+        # The answer may take as long as it was asked to wait.
+        answer = self._send("POST", path, request, extra_seconds=request.wait_seconds)
+        if answer.status_code == 204:
+            return [], int(answer.headers.get(PENDING_JOBS_HEADER, 0))
+        return parse(schemas.Claimed, answer).leases, 0
+
+    def images_done(self, lease: schemas.Lease, worker_id: str) -> Iterator[str]:
+        """Images of a leased job that need no work, by name."""
+        path = f"{_job(lease.project, lease.job_id)}/images-done"
+        return self._items(schemas.Page[str], path, {"worker_id": worker_id, "lease_seq": lease.lease_seq})
+
+    def heartbeat(self, worker_id: str, heartbeat: schemas.Heartbeat) -> schemas.HeartbeatAnswer:
+        """Extend all leases of a worker and hear what became of them."""
+        return self._ask(schemas.HeartbeatAnswer, "POST", f"/v4/workers/{_part(worker_id)}/heartbeat", heartbeat)
+
+    def goodbye(self, worker_id: str) -> None:
+        """Release all leases of a worker; its id cannot claim any more."""
+        self._send("DELETE", f"/v4/workers/{_part(worker_id)}")
+
+    def post_results(self, project: str, job_id: int, results: schemas.NewResults) -> schemas.ResultsStored:
+        """Store a batch of result rows; refused rows are named in the answer, the rest is stored."""
+        return self._ask(schemas.ResultsStored, "POST", f"{_job(project, job_id)}/results", results)
+
+    def complete(self, project: str, job_id: int, complete: schemas.Complete) -> schemas.LeaseEnded:
+        """End a lease: all images are stored."""
+        return self._ask(schemas.LeaseEnded, "POST", f"{_job(project, job_id)}/complete", complete)
+
+    def fail(self, project: str, job_id: int, fail: schemas.Fail) -> schemas.LeaseEnded:
+        """End a lease: the job cannot be done."""
+        return self._ask(schemas.LeaseEnded, "POST", f"{_job(project, job_id)}/fail", fail)
+
+    def release(self, project: str, job_id: int, release: schemas.Release) -> schemas.LeaseEnded:
+        """End a lease: somebody else shall do the job."""
+        return self._ask(schemas.LeaseEnded, "POST", f"{_job(project, job_id)}/release", release)
+
+    def post_logs(self, worker_id: str, lines: Sequence[schemas.LogLine]) -> None:
+        """Store log lines, at most 1,000."""
+        self._send("POST", f"/v4/workers/{_part(worker_id)}/logs", schemas.LogLines(lines=list(lines)))
+
+    # --- fleet, logs, results ---
+
+    def workers(self, *, active: bool | None = None) -> Iterator[schemas.Worker]:
+        """The fleet."""
+        return self._pages(schemas.Worker, "/v4/workers", {"active": active})
+
+    def drain(self, worker_id: str) -> schemas.Worker:
+        """Tell a worker to finish what it holds and stop."""
+        return self._ask(schemas.Worker, "POST", f"/v4/workers/{_part(worker_id)}/drain")
+
+    def quarantine(self, worker_id: str) -> schemas.Worker:
+        """Tell a worker to stop claiming until it is lifted."""
+        return self._ask(schemas.Worker, "POST", f"/v4/workers/{_part(worker_id)}/quarantine")
+
+    def lift(self, worker_id: str) -> schemas.Worker:
+        """Let a drained or quarantined worker work again."""
+        return self._ask(schemas.Worker, "POST", f"/v4/workers/{_part(worker_id)}/lift")
+
+    def logs(self, project: str | None = None, **filters: Any) -> Iterator[schemas.StoredLogLine]:
+        """Log lines, oldest first; filters are `level`, `worker_id`, `job_id`, `text`."""
+        return self._pages(schemas.StoredLogLine, f"/v4/{_project(project)}/logs" if project else "/v4/logs", filters)
+
+    def results(self, project: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Result rows of a project as dictionaries; filters are `status`, `directory`, `since`.
+
+        A download that breaks is taken up again after the last row that arrived.
+        """
+        for _, record in self.export_records(project, ExportFormat.JSONL, **filters):
+            row: dict[str, Any] = json.loads(record)
+            yield row
+
+    def export_records(self, project: str, export_format: ExportFormat, **filters: Any) -> Iterator[Record]:
+        """Each row of the export as its `seq` and its bytes; filters as in `results`, the CSV's heading first.
+
+        A download that breaks is taken up again after the last whole row, as long as rows arrive within
+        `retry_seconds`.
+        """
+        since = filters.pop("since", None)
+        heading_due = True
+        failures, failing_since = 0, 0.0
+        while True:
+            try:
+                with self._stream(project, {**filters, "format": export_format.value, "since": since}) as answer:
+                    for seq, record in whole_records(answer.iter_bytes(), export_format):
+                        if seq is not None:
+                            since, failures = seq, 0
+                        if seq is not None or heading_due:
+                            yield seq, record
+                        heading_due = False
+            except NotARecord as error:
+                raise ClientError(f"{self.root} sent something that is no export of results: {error}") from None
+            except (httpx.RequestError, CutShort) as error:
+                failures += 1
+                failing_since = time.monotonic() if failures == 1 else failing_since
+                wait = jitter_seconds(failures)
+                if time.monotonic() + wait >= failing_since + self._sender.retry_seconds:
+                    raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
+                self._sender.pause(wait)
+            else:
+                return
+
+    @contextmanager
+    def export(self, project: str, **filters: Any) -> Iterator[httpx.Response]:
+        """The raw streamed export; `format` and the filters of `results`. Read it with `iter_bytes()`."""
+        try:
+            with self._stream(project, filters) as answer:
+                yield answer
+        except httpx.RequestError as error:
+            raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
+
+    # --- sending ---
+
+    @contextmanager
+    def _stream(self, project: str, params: Mapping[str, Any]) -> Iterator[httpx.Response]:
+        answer = self._send("GET", f"/v4/{_project(project)}/results", params=params, stream=True)
+        try:
+            yield answer
+        finally:
+            answer.close()
+
+    def _ask(
+        self, model: type[Model], method: str, path: str, body: BaseModel | Mapping[str, Any] | None = None
+    ) -> Model:
+        return parse(model, self._send(method, path, body))
+
+    def _pages(self, model: type[Model], path: str, params: Mapping[str, Any] | None = None) -> Iterator[Model]:
+        return self._items(schemas.Page[model], path, params)  # type: ignore[valid-type]
+
+    def _items(self, page: type[schemas.Page[T]], path: str, params: Mapping[str, Any] | None = None) -> Iterator[T]:
+        """All items of a listing, asked for page by page as they are read."""
+        next_url: str | None = path
+        params = {"limit": MAX_PAGE_SIZE, **(params or {})}
+        while next_url is not None:
+            answer = self._send("GET", next_url, params=params)
+            yield from parse(page, answer).items
+            # The link carries all parameters. Its host is ignored: behind a proxy it may be another.
+            link = answer.links.get("next", {}).get("url")
+            next_url, params = (self._sender.below_root(link) if link else None), None
+
+
+def _project(name: str) -> str:
+    """A project's name as a part of a path; other names would lead to other resources."""
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise ClientError(
+            f"{name!r} cannot be a project's name: it has up to 64 letters, digits, _ and -, and begins with a letter"
+        )
+    if name in RESERVED_PROJECT_NAMES:
+        raise ClientError(f"{name!r} cannot be a project's name: it is reserved, as {_RESERVED} are")
+    return name
+
+
+_RESERVED = ", ".join(sorted(RESERVED_PROJECT_NAMES))
+
+
+def _part(text: str) -> str:
+    if text.strip(".") == "":
+        raise ClientError(f"{text!r} is no name")
+    return quote(text, safe="")
+
+
+def _job(project: str, job_id: int) -> str:
+    return f"/v4/{_project(project)}/jobs/{int(job_id)}"

@@ -1,0 +1,211 @@
+"""The way to the database: one asyncpg pool, the watch over it, and what its failures mean.
+
+Knows nothing of jobs. Where the database is embedded, brings it back when it is gone.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from job_api import migrations
+from job_api.embedded import EmbeddedPostgres
+from job_api.errors import DatabaseUnavailable, JobApiError, NoDiskSpace
+from job_api.settings import Settings, StartupError
+
+if TYPE_CHECKING:
+    # These are generic for the type checker alone.
+    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+else:
+    Connection = asyncpg.pool.PoolConnectionProxy
+
+log = logging.getLogger(__name__)
+
+OLDEST_SERVER = 15
+CONNECT_SECONDS = 10.0
+ACQUIRE_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+
+UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+)
+
+
+class Database:
+    """The pool of one process.
+
+    Args:
+        settings: says where the database is; without a URL it is embedded in the data directory.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
+        self._pool: asyncpg.Pool | None = None
+        self._contact_since: float | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """The address asyncpg connects to; may hold a password, never to be shown."""
+        if self._settings.database_url is not None:
+            return self._settings.database_url.get_secret_value()
+        if self._embedded is None:
+            raise RuntimeError("neither a URL nor an embedded database")
+        return self._embedded.url
+
+    async def open(self) -> None:
+        """Start the embedded database, check the schema and open the pool.
+
+        Raises:
+            StartupError: says what is the matter and what to do.
+        """
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.start)
+        try:
+            if self._embedded is not None:
+                await asyncio.to_thread(migrations.upgrade, self.url)
+            await check_external(self.url)
+            self._pool = await asyncpg.create_pool(
+                dsn=self.url,
+                min_size=1,
+                max_size=self._settings.pool_size,
+                timeout=CONNECT_SECONDS,
+                command_timeout=60,
+                init=_read_json,
+                server_settings={"application_name": "job-api", "jit": "off", "timezone": "UTC"},
+            )
+        except BaseException:
+            if self._embedded is not None:
+                await asyncio.to_thread(self._embedded.stop)
+            raise
+        self._contact_since = time.monotonic()
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Close the pool and stop the embedded database."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(5):
+                    await self._pool.close()
+            except (TimeoutError, *UNAVAILABLE):
+                self._pool.terminate()
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.stop)
+
+    @property
+    def contact_seconds(self) -> float:
+        """For how long the database has answered without a break; 0 when it does not answer now."""
+        return 0.0 if self._contact_since is None else time.monotonic() - self._contact_since
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection from the pool, for one statement.
+
+        Raises:
+            DatabaseUnavailable: the database is away or not ready.
+            NoDiskSpace: its disk is full.
+        """
+        if self._pool is None:
+            raise DatabaseUnavailable("the service is starting or stopping; try again")
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+                yield connection
+        except asyncpg.DiskFullError as error:
+            raise NoDiskSpace(
+                "the database's disk is full; nothing of this request was stored: make room, then try again"
+            ) from error
+        except UNAVAILABLE as error:
+            if isinstance(error, JobApiError):
+                raise
+            raise DatabaseUnavailable(f"the database does not answer ({type(error).__name__}); try again") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction; committed at the end, rolled back by an exception. Raises as `connection`."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def _watch(self) -> None:
+        """Ask the database for a sign of life, and bring an embedded one back."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                async with self.connection() as connection:
+                    await connection.fetchval("SELECT 1", timeout=5)
+            except JobApiError as error:
+                if self._contact_since is not None:
+                    log.error("lost contact with the database: %s", error.__cause__ or error)  # noqa: TRY400
+                self._contact_since = None
+                if self._embedded is not None:
+                    try:
+                        await asyncio.to_thread(self._embedded.ensure_running)
+                    except StartupError as why:
+                        log.error("%s", why)  # noqa: TRY400 - sentences for people, no tracebacks
+            else:
+                if self._contact_since is None:
+                    log.warning("the database answers again")
+                    self._contact_since = time.monotonic()
+
+
+async def _read_json(connection: asyncpg.Connection | Connection) -> None:
+    """Let JSONB columns be read and written as Python objects."""
+    await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def check_external(url: str) -> None:
+    """Connect once, and check the server's version and schema.
+
+    Raises:
+        StartupError: says what is the matter and what to do, never showing the URL, which may hold a password.
+    """
+    connection = await connect(url)
+    try:
+        version = connection.get_server_version()
+        if version.major < OLDEST_SERVER:
+            raise StartupError(f"PostgreSQL {version.major} is too old; {OLDEST_SERVER} or newer is needed")
+        await migrations.check(connection)
+    finally:
+        await connection.close()
+
+
+async def connect(url: str) -> asyncpg.Connection:
+    """One connection outside the pool.
+
+    Raises:
+        StartupError: the database cannot be reached, refuses the login, or is not there.
+    """
+    try:
+        return await asyncpg.connect(url, timeout=CONNECT_SECONDS)
+    except asyncpg.InvalidCatalogNameError as error:
+        raise StartupError(f"{error}; create it (`createdb`) or correct JOB_API_DATABASE_URL") from None
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError) as error:
+        raise StartupError(f"the database refuses the login: {error}; correct JOB_API_DATABASE_URL") from None
+    except (ValueError, asyncpg.InterfaceError) as error:
+        raise StartupError(
+            f"JOB_API_DATABASE_URL cannot be understood ({type(error).__name__}); it must look like "
+            "postgresql://user:password@host:5432/database"
+        ) from None
+    except UNAVAILABLE as error:
+        raise StartupError(
+            f"the database cannot be reached ({error or type(error).__name__}); is it running, and is the host in "
+            "JOB_API_DATABASE_URL right?"
+        ) from None

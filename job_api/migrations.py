@@ -1,0 +1,63 @@
+"""The schema's revision: what the database has, what this code needs, and the way from one to the other."""
+
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from job_api.settings import StartupError
+
+_INSTALLED = Path(__file__).with_name("alembic_scripts")
+SCRIPTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "alembic"
+
+
+def config(url: str | None = None) -> Config:
+    """Alembic's configuration for the scripts shipped with this code."""
+    settings = Config()
+    settings.set_main_option("script_location", str(SCRIPTS))
+    settings.attributes["url"] = url
+    return settings
+
+
+def head() -> str:
+    """The revision this code needs."""
+    revision = ScriptDirectory.from_config(config()).get_current_head()
+    if revision is None:
+        raise StartupError(f"no migrations lie in {SCRIPTS}; install decimer-jobs again")
+    return revision
+
+
+def upgrade(url: str) -> None:
+    """Bring the database to the newest revision. Must not run inside an event loop."""
+    command.upgrade(config(url), "head")
+
+
+async def current(connection: asyncpg.Connection) -> str | None:
+    """The revision the database has; None when it is empty."""
+    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+        return None
+    revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+    return revision
+
+
+async def check(connection: asyncpg.Connection) -> None:
+    """Make sure that this code may run on the database's schema.
+
+    Raises:
+        StartupError: the schema is older than this code needs, or so new that it no longer bears this code.
+    """
+    needed, found = head(), await current(connection)
+    if found == needed:
+        return
+    known = {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+    if found is None or found in known:
+        state = "has no tables yet" if found is None else f"has the older schema {found}, and {needed} is needed"
+        raise StartupError(f"the database {state}; run `job-api migrate` once, then start again")
+    compatible = await connection.fetchval("SELECT compatible_revisions FROM schema_info")
+    if needed not in (compatible or []):
+        raise StartupError(
+            f"the database has the newer schema {found}, which this version of decimer-jobs does not know; "
+            "install the version that made it, or a later one"
+        )

@@ -1,0 +1,336 @@
+"""The tables: the one source of the schema, from which Alembic makes its migrations.
+
+Reads and writes go through asyncpg (see `db.py`); no other module maps these classes to rows. Ids and sequences are
+BIGINT because SQLModel's `int` would be INTEGER.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Sequence,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlmodel import Field, SQLModel
+
+NAMING_CONVENTION = {
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    "pk": "%(table_name)s_pkey",
+}
+metadata = SQLModel.metadata
+metadata.naming_convention = NAMING_CONVENTION
+
+COUNTER_SLOTS = 32
+
+QUEUE_POS_SEQ = Sequence("queue_pos_seq", metadata=metadata, data_type=BigInteger)
+# Every stored row takes a new value: the order of the export, and what `since` counts in.
+RESULT_SEQ = Sequence("result_seq", metadata=metadata, data_type=BigInteger)
+
+
+def _id() -> Any:
+    return Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+
+
+def _bigint(**options: Any) -> Any:
+    return Field(sa_column=Column(BigInteger, nullable=False, **options))
+
+
+def _text(*, nullable: bool = False, **options: Any) -> Any:
+    return Field(sa_column=Column(Text, nullable=nullable, **options))
+
+
+def _time(*, nullable: bool = False, now: bool = False) -> Any:
+    default = text("now()") if now else None
+    return Field(sa_column=Column(DateTime(timezone=True), nullable=nullable, server_default=default))
+
+
+def _int(*, nullable: bool = False, default: int | None = None) -> Any:
+    server_default = None if default is None else text(str(default))
+    return Field(sa_column=Column(Integer, nullable=nullable, server_default=server_default))
+
+
+def _bool(*, nullable: bool = False) -> Any:
+    return Field(sa_column=Column(Boolean, nullable=nullable, server_default=None if nullable else text("false")))
+
+
+def _real() -> Any:
+    return Field(sa_column=Column(Float(53), nullable=True))
+
+
+def _count() -> Any:
+    return _bigint(server_default=text("0"))
+
+
+class UserRow(SQLModel, table=True):
+    """A person, or a program that logs in with a password."""
+
+    __tablename__: ClassVar[str] = "users"
+    id: int = _id()
+    name: str = _text(unique=True)
+    password_hash: str = _text()
+    role: str = _text()
+    project: str | None = _text(nullable=True)
+    created_at: datetime = _time(now=True)
+
+
+class TokenRow(SQLModel, table=True):
+    """An opaque token; only the SHA-256 of its secret is stored."""
+
+    __tablename__: ClassVar[str] = "tokens"
+    id: int = _id()
+    token_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
+    name: str = _text()
+    role: str = _text()
+    project: str | None = _text(nullable=True)
+    user_id: int | None = Field(
+        sa_column=Column(BigInteger, ForeignKey("users.id", ondelete="CASCADE"), nullable=True, index=True)
+    )
+    created_at: datetime = _time(now=True)
+    expires_at: datetime | None = _time(nullable=True)
+    revoked_at: datetime | None = _time(nullable=True)
+
+
+class ProjectRow(SQLModel, table=True):
+    """A named run that jobs belong to."""
+
+    __tablename__: ClassVar[str] = "projects"
+    id: int = _id()
+    name: str = _text(unique=True)
+    source: str = _text()
+    engine: str = _text(server_default=text("'decimer'"))
+    engine_options: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False, server_default=text("'{}'")))
+    priority: int = _int(default=0)
+    max_failures: int = _int(default=3)
+    paused: bool = _bool()
+    created_at: datetime = _time(now=True)
+
+
+class ProjectSlotRow(SQLModel, table=True):
+    """One of the slots whose sums are a project's counters; several, so that writers do not wait for one row."""
+
+    __tablename__: ClassVar[str] = "project_slots"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+    project_id: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    )
+    slot: int = Field(sa_column=Column(SmallInteger, primary_key=True))
+    queued: int = _count()
+    waiting: int = _count()
+    claimed: int = _count()
+    completed: int = _count()
+    failed: int = _count()
+    cancelled: int = _count()
+    images_stored: int = _count()
+    images_recognised: int = _count()
+    images_listed: int = _count()
+
+
+class ProjectSampleRow(SQLModel, table=True):
+    """How many rows a project had at a moment; the rate is the difference of two."""
+
+    __tablename__: ClassVar[str] = "project_samples"
+    project_id: int = Field(
+        sa_column=Column(BigInteger, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    )
+    sampled_at: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
+    images_stored: int = _bigint()
+
+
+class JobRow(SQLModel, table=True):
+    """One directory of images. `queue.py` alone changes its state."""
+
+    __tablename__: ClassVar[str] = "jobs"
+    __table_args__ = (
+        UniqueConstraint("project_id", "directory"),
+        CheckConstraint(
+            "state IN ('queued', 'waiting', 'claimed', 'completed', 'failed', 'cancelled')", name="state_known"
+        ),
+        CheckConstraint(
+            "(state = 'claimed') = (worker_id IS NOT NULL) AND (state = 'claimed') = (claim_key IS NOT NULL)"
+            " AND (state = 'claimed') = (lease_expires_at IS NOT NULL)",
+            name="claimed_has_holder",
+        ),
+        CheckConstraint("(state = 'waiting') = (due_at IS NOT NULL)", name="waiting_is_due"),
+        CheckConstraint(
+            "(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished_has_time"
+        ),
+        CheckConstraint("state <> 'completed' OR image_count > 0", name="completed_has_images"),
+        # The claim: the state stands as a literal there and here. Never ordered by the primary key.
+        Index(
+            "jobs_claim_idx",
+            "project_id",
+            text("priority DESC"),
+            "queue_pos",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("jobs_waiting_idx", "due_at", postgresql_where=text("state = 'waiting'")),
+        # The leases of a worker, and all live leases for the sweep. lease_expires_at is in no index, so that
+        # heartbeats stay heap-only updates.
+        Index("jobs_worker_idx", "worker_id", postgresql_where=text("state = 'claimed'")),
+        Index("jobs_browse_idx", "project_id", "state", "id"),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+    id: int = _id()
+    project_id: int = Field(sa_column=Column(BigInteger, ForeignKey("projects.id"), nullable=False))
+    directory: str = _text()
+    state: str = _text(server_default=text("'queued'"))
+    priority: int = _int(default=0)
+    queue_pos: int = _bigint(server_default=QUEUE_POS_SEQ.next_value())
+    run: int = _int(default=1)
+    # Rows of runs before this one, and rows marked stale, no longer count as present.
+    present_from_run: int = _int(default=1)
+    lease_seq: int = _count()
+    worker_id: str | None = _text(nullable=True)
+    claim_key: str | None = _text(nullable=True)
+    lease_expires_at: datetime | None = _time(nullable=True)
+    due_at: datetime | None = _time(nullable=True)
+    failures: int = _int(default=0)
+    releases: int = _int(default=0)
+    image_count: int | None = _int(nullable=True)
+    reason: str | None = _text(nullable=True)
+    message: str | None = _text(nullable=True)
+    added_at: datetime = _time(now=True)
+    finished_at: datetime | None = _time(nullable=True)
+
+
+class AttemptRow(SQLModel, table=True):
+    """One lease of a job; open while `outcome` is null. It is what a late writer's word is checked against."""
+
+    __tablename__: ClassVar[str] = "attempts"
+    __table_args__ = (
+        CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_has_time"),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+    job_id: int = Field(sa_column=Column(BigInteger, ForeignKey("jobs.id"), primary_key=True))
+    lease_seq: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    worker_id: str = _text()
+    claim_key: str = _text()
+    claimed_at: datetime = _time(now=True)
+    ended_at: datetime | None = _time(nullable=True)
+    outcome: str | None = _text(nullable=True)
+    charged: bool = _bool()
+    new_results: int = _int(default=0)
+    reason: str | None = _text(nullable=True)
+    message: str | None = _text(nullable=True)
+
+
+class ProvenanceRow(SQLModel, table=True):
+    """With what a row was made: one entry for each worker process and engine, joined on export."""
+
+    __tablename__: ClassVar[str] = "provenances"
+    __table_args__ = (
+        UniqueConstraint(
+            "worker_id",
+            "engine",
+            "engine_version",
+            "weights",
+            "weights_sha256",
+            "snapshot",
+            name="provenances_all_key",
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+    id: int = _id()
+    worker_id: str = _text()
+    engine: str = _text()
+    engine_version: str | None = _text(nullable=True)
+    weights: str | None = _text(nullable=True)
+    weights_sha256: str | None = _text(nullable=True)
+    snapshot: str | None = _text(nullable=True)
+
+
+class ResultRow(SQLModel, table=True):
+    """What became of one image. No foreign keys: a check for each of 100 million rows would be paid at every batch,
+    and jobs are only deleted together with their rows.
+    """  # noqa: D205
+
+    __tablename__: ClassVar[str] = "results"
+    __table_args__ = (Index("results_export_idx", "project_id", "seq"),)
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    image: str = Field(sa_column=Column(Text, primary_key=True))
+    engine: str = Field(sa_column=Column(Text, primary_key=True))
+    project_id: int = _bigint()
+    seq: int = _bigint(server_default=RESULT_SEQ.next_value())
+    provenance_id: int = _bigint()
+    lease_seq: int = _bigint()
+    processed_at: datetime = _time(now=True)
+    run: int = _int()
+    stale: bool = _bool()
+    truncated: bool | None = _bool(nullable=True)
+    is_valid: bool | None = _bool(nullable=True)
+    status: str = _text()
+    width: int | None = _int(nullable=True)
+    height: int | None = _int(nullable=True)
+    frames: int | None = _int(nullable=True)
+    n_tokens: int | None = _int(nullable=True)
+    duration_ms: int | None = _int(nullable=True)
+    confidence: float | None = _real()
+    confidence_mean: float | None = _real()
+    confidence_min: float | None = _real()
+    image_sha256: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
+    smiles: str | None = _text(nullable=True)
+    canonical_smiles: str | None = _text(nullable=True)
+    inchikey: str | None = _text(nullable=True)
+    formula: str | None = _text(nullable=True)
+    flags: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False, server_default=text("'{}'")))
+    error_message: str | None = _text(nullable=True)
+
+
+class WorkerRow(SQLModel, table=True):
+    """A worker process, bound to the user or token that first used its id."""
+
+    __tablename__: ClassVar[str] = "workers"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    owner: str = _text()
+    hostname: str | None = _text(nullable=True)
+    version: str | None = _text(nullable=True)
+    state: str = _text(server_default=text("'run'"))
+    load: dict[str, Any] | None = Field(sa_column=Column(JSONB, nullable=True))
+    first_seen_at: datetime = _time(now=True)
+    last_seen_at: datetime = _time(now=True)
+
+
+class LogLineRow(SQLModel, table=True):
+    """A line of a worker's log."""
+
+    __tablename__: ClassVar[str] = "log_lines"
+    __table_args__ = (Index("log_lines_project_idx", "project_id", "id"), Index(None, "worker_id", "id"))
+    id: int = _id()
+    received_at: datetime = _time(now=True)
+    worker_id: str = _text()
+    project_id: int | None = Field(sa_column=Column(BigInteger, nullable=True))
+    job_id: int | None = Field(sa_column=Column(BigInteger, nullable=True))
+    lease_seq: int | None = Field(sa_column=Column(BigInteger, nullable=True))
+    level: str = _text()
+    logger: str | None = _text(nullable=True)
+    image: str | None = _text(nullable=True)
+    message: str = _text()
+    traceback: str | None = _text(nullable=True)
+
+
+class SchemaInfoRow(SQLModel, table=True):
+    """One row that says which older revisions of the code still work on this schema."""
+
+    __tablename__: ClassVar[str] = "schema_info"
+    __table_args__ = (CheckConstraint("id", name="one_row"),)
+    id: bool = Field(sa_column=Column(Boolean, primary_key=True, server_default=text("true")))
+    compatible_revisions: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False, server_default=text("'{}'")))

@@ -1,0 +1,261 @@
+"""Projects: their settings, their status document, and the browsing of their jobs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from job_api import results
+from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
+from job_api.db import Connection
+from job_api.errors import InvalidRequest, NotFound, ProjectBusy
+from job_api.models import COUNTER_SLOTS
+from job_api.schemas import (
+    Attempt,
+    ImageCounts,
+    Job,
+    JobCounts,
+    JobDetail,
+    JobState,
+    Project,
+    ProjectSettings,
+    ProjectStatus,
+)
+
+RATE_WINDOW_SECONDS = 300.0
+SAMPLES_KEPT_SECONDS = 3600.0
+
+PROJECT = """
+SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at
+FROM projects WHERE name = $1
+"""
+PROJECTS = """
+SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at FROM projects
+WHERE name > $1 AND ($2::text IS NULL OR name = $2) ORDER BY name LIMIT $3
+"""
+CREATE = "INSERT INTO projects (name, source) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id"
+CHANGE = """
+UPDATE projects SET source = coalesce($2, source), engine = coalesce($3, engine),
+    engine_options = coalesce($4, engine_options), priority = coalesce($5, priority),
+    max_failures = coalesce($6, max_failures)
+WHERE id = $1
+RETURNING name, source, engine, engine_options, priority, max_failures, paused, created_at
+"""
+PAUSE = """
+UPDATE projects SET paused = $2 WHERE name = $1
+RETURNING name, source, engine, engine_options, priority, max_failures, paused, created_at
+"""
+UNFINISHED = "SELECT count(*) FROM jobs WHERE project_id = $1 AND state IN ('queued', 'waiting', 'claimed')"
+# Everything of a project, children first; the slots and samples go with it.
+DELETES = (
+    "DELETE FROM log_lines WHERE project_id = $1",
+    "DELETE FROM results WHERE project_id = $1",
+    "DELETE FROM attempts a USING jobs j WHERE a.job_id = j.id AND j.project_id = $1",
+    "DELETE FROM jobs WHERE project_id = $1",
+    "DELETE FROM projects WHERE id = $1",
+)
+ACTIVE_WORKERS = "SELECT count(DISTINCT worker_id) FROM jobs WHERE project_id = $1 AND state = 'claimed'"
+# The oldest sample inside the window, with its age.
+SAMPLE = """
+SELECT images_stored, extract(epoch FROM now() - sampled_at)::float8 AS age_seconds FROM project_samples
+WHERE project_id = $1 AND sampled_at >= now() - $2 * interval '1 second' ORDER BY sampled_at LIMIT 1
+"""
+# Sample the projects that somebody works on, or whose rows changed since the last sample.
+TAKE_SAMPLES = """
+INSERT INTO project_samples (project_id, sampled_at, images_stored)
+SELECT n.project_id, date_bin('5 seconds', now(), 'epoch'), n.images_stored
+FROM (SELECT project_id, sum(images_stored)::bigint AS images_stored, sum(claimed) AS claimed
+      FROM project_slots GROUP BY project_id) AS n
+WHERE n.claimed > 0 OR n.images_stored IS DISTINCT FROM (
+    SELECT s.images_stored FROM project_samples s WHERE s.project_id = n.project_id ORDER BY sampled_at DESC LIMIT 1)
+ON CONFLICT DO NOTHING
+"""
+DROP_SAMPLES = "DELETE FROM project_samples WHERE sampled_at < now() - $1 * interval '1 second'"
+
+_JOB = """
+SELECT j.id, p.name AS project, j.directory, j.state, j.run, j.lease_seq, j.worker_id, j.lease_expires_at, j.due_at,
+       j.failures, j.releases, j.image_count, j.reason, j.message, j.added_at, j.finished_at
+FROM jobs j JOIN projects p ON p.id = j.project_id
+"""
+JOBS = (
+    _JOB
+    + """WHERE j.project_id = $1 AND j.id > $2 AND ($3::text IS NULL OR j.state = $3)
+  AND ($4::text IS NULL OR j.worker_id = $4) AND ($5::text IS NULL OR position($5 IN j.directory) > 0)
+ORDER BY j.id LIMIT $6"""
+)
+JOB = _JOB + "WHERE j.project_id = $1 AND j.id = $2"
+ATTEMPTS = """
+SELECT lease_seq, worker_id, claimed_at, ended_at, outcome, charged, new_results, reason, message
+FROM attempts WHERE job_id = $1 ORDER BY lease_seq DESC LIMIT 100
+"""
+
+
+async def project_id(connection: Connection, name: str) -> int:
+    """The id of a project.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    found: int | None = await connection.fetchval("SELECT id FROM projects WHERE name = $1", name)
+    if found is None:
+        raise NotFound(f"there is no project {name!r}")
+    return found
+
+
+def _project(row: asyncpg.Record) -> Project:
+    return Project.model_validate(dict(row))
+
+
+async def list_projects(connection: Connection, after: str, only: str | None, limit: int) -> list[Project]:
+    """Projects after a name, by name; `only` restricts them to one."""
+    return [_project(row) for row in await connection.fetch(PROJECTS, after, only, limit)]
+
+
+async def put(connection: Connection, name: str, settings: ProjectSettings) -> Project:
+    """Create a project, or change the settings that are given.
+
+    Raises:
+        InvalidRequest: the project is new and no source is given.
+    """
+    found = await connection.fetchrow(PROJECT, name)
+    if found is None:
+        if settings.source is None:
+            raise InvalidRequest(f"the project {name!r} is new and needs a source: the URL its directories lie under")
+        made = await connection.fetchval(CREATE, name, settings.source)
+        if made is not None:
+            await connection.execute(OPEN_SLOTS, made, COUNTER_SLOTS)
+        found = await connection.fetchrow(PROJECT, name)
+    if found is None:
+        raise NotFound(f"the project {name!r} was deleted just now")
+    changed = await connection.fetchrow(
+        CHANGE,
+        found["id"],
+        settings.source,
+        settings.engine,
+        settings.engine_options,
+        settings.priority,
+        settings.max_failures,
+    )
+    return _project(changed or found)
+
+
+async def pause(connection: Connection, name: str, *, paused: bool) -> Project:
+    """Stop or resume the handing out of a project's jobs.
+
+    Raises:
+        NotFound: there is no such project.
+    """
+    row = await connection.fetchrow(PAUSE, name, paused)
+    if row is None:
+        raise NotFound(f"there is no project {name!r}")
+    return _project(row)
+
+
+async def delete(connection: Connection, name: str) -> None:
+    """Delete a project with its jobs, results and log lines.
+
+    Raises:
+        NotFound: there is no such project.
+        ProjectBusy: jobs of it are unfinished.
+    """
+    found = await connection.fetchval("SELECT id FROM projects WHERE name = $1 FOR UPDATE", name)
+    if found is None:
+        raise NotFound(f"there is no project {name!r}")
+    if unfinished := await connection.fetchval(UNFINISHED, found):
+        raise ProjectBusy(f"{unfinished} jobs of {name!r} are unfinished; wait for them or cancel them first")
+    for statement in DELETES:
+        await connection.execute(statement, found)
+
+
+async def status(connection: Connection, name: str) -> ProjectStatus:
+    """The status document of a project.
+
+    Raises:
+        NotFound: there is no such project.
+    """
+    row = await connection.fetchrow(PROJECT, name)
+    if row is None:
+        raise NotFound(f"there is no project {name!r}")
+    sums = dict(await connection.fetchrow(SUMS, row["id"]) or dict.fromkeys(COLUMNS, 0))
+    sample = await connection.fetchrow(SAMPLE, row["id"], RATE_WINDOW_SECONDS)
+    rate = None
+    if sample is not None and sample["age_seconds"] >= 1:
+        rate = (sums["images_stored"] - sample["images_stored"]) / sample["age_seconds"]
+    eta_seconds, eta_assumes = _eta(sums, rate)
+    base = f"/v4/{name}"
+    return ProjectStatus(
+        **dict(row),
+        jobs=JobCounts(**{state.value: sums[state] for state in JobState}),
+        images=ImageCounts(
+            stored=sums["images_stored"],
+            recognised=sums["images_recognised"],
+            not_recognised=sums["images_stored"] - sums["images_recognised"],
+        ),
+        images_per_second=rate,
+        rate_window_seconds=sample["age_seconds"] if sample is not None and rate is not None else None,
+        eta_seconds=eta_seconds,
+        eta_assumes=eta_assumes,
+        active_workers=await connection.fetchval(ACTIVE_WORKERS, row["id"]),
+        links={"self": base, "jobs": f"{base}/jobs", "results": f"{base}/results", "logs": f"{base}/logs"},
+    )
+
+
+def _eta(sums: dict[str, Any], rate: float | None) -> tuple[float | None, str | None]:
+    """Seconds until all jobs are finished, and what that rests on; nothing where there is nothing to go by."""
+    unfinished = sums[JobState.QUEUED] + sums[JobState.WAITING] + sums[JobState.CLAIMED]
+    if unfinished == 0:
+        return 0.0, "no job is unfinished"
+    if not rate or not sums[JobState.COMPLETED]:
+        return None, None
+    mean = sums["images_listed"] / sums[JobState.COMPLETED]
+    begun = max(sums["images_stored"] - sums["images_listed"], 0)
+    left = max(unfinished * mean - begun, unfinished)
+    assumes = (
+        f"each of the {unfinished} unfinished directories holds {mean:.1f} images, as the completed ones do on "
+        "average, and the rate stays as it is"
+    )
+    return left / rate, assumes
+
+
+async def take_samples(connection: Connection) -> None:
+    """Note how many rows each busy project has now, and forget old notes."""
+    await connection.execute(TAKE_SAMPLES)
+    await connection.execute(DROP_SAMPLES, SAMPLES_KEPT_SECONDS)
+
+
+async def list_jobs(
+    connection: Connection,
+    project: int,
+    after: int,
+    *,
+    state: JobState | None,
+    worker_id: str | None,
+    text: str | None,
+    limit: int,
+) -> list[Job]:
+    """Jobs of a project after an id, by id; `text` is looked for in the directory's name."""
+    rows = await connection.fetch(JOBS, project, after, state, worker_id, text, limit)
+    return [Job.model_validate(dict(row)) for row in rows]
+
+
+async def job(connection: Connection, project: int, job_id: int) -> Job:
+    """One job.
+
+    Raises:
+        NotFound: the project has no such job.
+    """
+    row = await connection.fetchrow(JOB, project, job_id)
+    if row is None:
+        raise NotFound(f"there is no job {job_id} in this project")
+    return Job.model_validate(dict(row))
+
+
+async def job_detail(connection: Connection, project: int, job_id: int) -> JobDetail:
+    """One job with its latest 100 attempts and its rows counted. Raises as `job`."""
+    found = await job(connection, project, job_id)
+    attempts: Sequence[asyncpg.Record] = await connection.fetch(ATTEMPTS, job_id)
+    return JobDetail(
+        **found.model_dump(),
+        attempts=[Attempt.model_validate(dict(row)) for row in attempts],
+        results_by_status=await results.count_by_status(connection, job_id),
+    )

@@ -1,0 +1,186 @@
+"""Endpoints about worker processes and their logs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from job_api import fleet, projects, queue
+from job_api.counters import Tally
+from job_api.queue import LeaseKey
+from job_api.routes.context import (
+    AfterIdQuery,
+    AfterNameQuery,
+    CallerDep,
+    LimitQuery,
+    ProjectPath,
+    Service,
+    ServiceDep,
+    WorkerPath,
+    link_next,
+    route,
+)
+from job_api.schemas import (
+    Heartbeat,
+    HeartbeatAnswer,
+    LogLevel,
+    LogLines,
+    Page,
+    Role,
+    StoredLogLine,
+    Worker,
+    WorkerState,
+)
+
+router = APIRouter(prefix="/v4", tags=["workers"])
+
+
+@router.get("/workers", **route(Role.READ, unbound=True))
+async def list_workers(
+    request: Request,
+    response: Response,
+    running: ServiceDep,
+    active: Annotated[bool | None, Query(description="heard of within a lease's length")] = None,
+    after: AfterNameQuery = "",
+    limit: LimitQuery = 100,
+) -> Page[Worker]:
+    """The fleet."""
+    async with running.database.connection() as connection:
+        items = await fleet.list_workers(
+            connection, after, active=active, alive_seconds=running.pace.lease_seconds, limit=limit
+        )
+    link_next(request, response, items, limit, after=items[-1].id if items else "")
+    return Page(items=items)
+
+
+@router.post("/workers/{worker_id}/heartbeat", **route(Role.WORKER))
+async def heartbeat(
+    running: ServiceDep, principal: CallerDep, worker_id: WorkerPath, beat: Heartbeat
+) -> HeartbeatAnswer:
+    """Extend all leases of a worker; says for each whether it is held, lost or cancelled, and what the worker shall do.
+
+    A lease that merely expired comes back. `unnamed` are leases held in the worker's name that it did not name: a
+    claim's answer was lost; it adopts or releases them.
+    """
+    async with running.database.connection() as connection:
+        state = await fleet.touch(connection, worker_id, principal.owner, beat)
+    verdicts = await queue.heartbeat(running.database, worker_id, beat.leases, running.pace)
+    async with running.database.connection() as connection:
+        named = [lease.job_id for lease in beat.leases]
+        unnamed = await queue.unnamed_leases(connection, worker_id, named, running.pace)
+    return HeartbeatAnswer(
+        state=state, leases=verdicts, unnamed=unnamed, heartbeat_seconds=running.settings.heartbeat_seconds
+    )
+
+
+@router.delete("/workers/{worker_id}", status_code=204, **route(Role.WORKER))
+async def goodbye(running: ServiceDep, principal: CallerDep, worker_id: WorkerPath) -> None:
+    """Release all leases of a worker, uncharged; its id cannot claim any more."""
+    async with running.database.transaction() as connection:
+        await fleet.touch(connection, worker_id, principal.owner, Heartbeat())
+        leases = await fleet.say_goodbye(connection, worker_id)
+    # One transaction each: a transaction locks jobs before counters, and counters of one project only.
+    for lease in leases:
+        key = LeaseKey(lease["project_id"], lease["id"], worker_id, lease["lease_seq"])
+        await _release(running, key)
+    running.bell.ring()
+
+
+async def _release(running: Service, key: LeaseKey) -> None:
+    async with running.database.transaction() as connection:
+        tally = Tally()
+        held = await queue.hold(connection, key, tally, running.pace)
+        if held["outcome"] is None:
+            await queue.release(connection, held, "goodbye", "", tally=tally, pace=running.pace)
+        await tally.settle(connection, key.project_id)
+
+
+async def _steer(running: Service, worker_id: str, state: WorkerState) -> Worker:
+    async with running.database.connection() as connection:
+        return await fleet.steer(connection, worker_id, state, running.pace.lease_seconds)
+
+
+@router.post("/workers/{worker_id}/drain", **route(Role.SUBMIT, 404, 409, unbound=True))
+async def drain_worker(running: ServiceDep, worker_id: WorkerPath) -> Worker:
+    """Tell a worker to finish what it holds and to stop."""
+    return await _steer(running, worker_id, WorkerState.DRAIN)
+
+
+@router.post("/workers/{worker_id}/quarantine", **route(Role.SUBMIT, 404, 409, unbound=True))
+async def quarantine_worker(running: ServiceDep, worker_id: WorkerPath) -> Worker:
+    """Tell a worker to claim no more until it is lifted."""
+    return await _steer(running, worker_id, WorkerState.QUARANTINED)
+
+
+@router.post("/workers/{worker_id}/lift", **route(Role.SUBMIT, 404, 409, unbound=True))
+async def lift_worker(running: ServiceDep, worker_id: WorkerPath) -> Worker:
+    """Let a drained or quarantined worker claim again."""
+    return await _steer(running, worker_id, WorkerState.RUN)
+
+
+@router.post("/workers/{worker_id}/logs", status_code=204, **route(Role.WORKER, 413))
+async def post_logs(running: ServiceDep, principal: CallerDep, worker_id: WorkerPath, batch: LogLines) -> None:
+    """Store log lines; kept whatever became of the worker's leases."""
+    async with running.database.transaction() as connection:
+        await fleet.touch(connection, worker_id, principal.owner, Heartbeat())
+        await fleet.store_lines(connection, worker_id, batch.lines, principal.project)
+
+
+LevelQuery = Annotated[LogLevel | None, Query(description="at least this severe")]
+WorkerQuery = Annotated[str | None, Query(max_length=128)]
+TextQuery = Annotated[str | None, Query(max_length=200, description="part of the message")]
+
+
+@router.get("/logs", **route(Role.READ, unbound=True))
+async def all_logs(
+    request: Request,
+    response: Response,
+    running: ServiceDep,
+    level: LevelQuery = None,
+    worker_id: WorkerQuery = None,
+    text: TextQuery = None,
+    after: AfterIdQuery = 0,
+    limit: LimitQuery = 100,
+) -> Page[StoredLogLine]:
+    """Log lines of all workers, oldest first."""
+    async with running.database.connection() as connection:
+        items = await fleet.lines(
+            connection,
+            after,
+            project_id=None,
+            at_least=level,
+            worker_id=worker_id,
+            job_id=None,
+            text=text,
+            limit=limit,
+        )
+    link_next(request, response, items, limit, after=items[-1].id if items else 0)
+    return Page(items=items)
+
+
+@router.get("/{project}/logs", **route(Role.READ, 404))
+async def project_logs(
+    request: Request,
+    response: Response,
+    running: ServiceDep,
+    project: ProjectPath,
+    level: LevelQuery = None,
+    worker_id: WorkerQuery = None,
+    job_id: AfterIdQuery | None = None,
+    text: TextQuery = None,
+    after: AfterIdQuery = 0,
+    limit: LimitQuery = 100,
+) -> Page[StoredLogLine]:
+    """Log lines that concern a project, oldest first."""
+    async with running.database.connection() as connection:
+        items = await fleet.lines(
+            connection,
+            after,
+            project_id=await projects.project_id(connection, project),
+            at_least=level,
+            worker_id=worker_id,
+            job_id=job_id,
+            text=text,
+            limit=limit,
+        )
+    link_next(request, response, items, limit, after=items[-1].id if items else 0)
+    return Page(items=items)

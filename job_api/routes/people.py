@@ -1,0 +1,71 @@
+"""Endpoints about users and tokens."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from job_api import auth
+from job_api.errors import Forbidden
+from job_api.routes.context import AfterIdQuery, AfterNameQuery, CallerDep, LimitQuery, ServiceDep, link_next, route
+from job_api.schemas import MAX_INT8, IssuedToken, Name, NewToken, NewUser, Page, Role, Token, User
+
+router = APIRouter(prefix="/v4", tags=["users and tokens"])
+
+
+@router.post("/token", **route(None))
+async def token_from_login(running: ServiceDep, principal: CallerDep, wanted: NewToken) -> IssuedToken:
+    """Turn a login into a token: with the same role, or a lesser one, or for a worker of a project one may submit to.
+
+    Needs a user's name and password; a token cannot make tokens here.
+    """
+    if principal.token_id is not None:
+        raise Forbidden("a token cannot make another token; use a user's name and password")
+    # A worker's token made by somebody else than a worker outlives the session: it ends by itself or is revoked.
+    tied = wanted.role in (None, principal.role)
+    return await running.authenticator.issue(principal, wanted, tied=tied)
+
+
+@router.get("/tokens", **route(Role.ADMIN, unbound=True))
+async def list_tokens(
+    request: Request, response: Response, running: ServiceDep, after: AfterIdQuery = 0, limit: LimitQuery = 100
+) -> Page[Token]:
+    """Tokens in force, without their secrets."""
+    async with running.database.connection() as connection:
+        items = await auth.tokens(connection, after, limit)
+    link_next(request, response, items, limit, after=items[-1].id if items else 0)
+    return Page(items=items)
+
+
+@router.post("/tokens", status_code=201, **route(Role.ADMIN, unbound=True))
+async def new_token(running: ServiceDep, principal: CallerDep, wanted: NewToken) -> IssuedToken:
+    """Make a token of any role. It shows its secret this once; without an expiry it lasts until it is revoked."""
+    return await running.authenticator.issue(principal, wanted, tied=False)
+
+
+@router.delete("/tokens/{token_id}", status_code=204, **route(Role.ADMIN, 404, unbound=True))
+async def revoke_token(running: ServiceDep, token_id: Annotated[int, Path(ge=1, le=MAX_INT8)]) -> None:
+    """Revoke a token; other API processes may honour it for 5 seconds more."""
+    await running.authenticator.revoke(token_id)
+
+
+@router.get("/users", **route(Role.ADMIN, unbound=True))
+async def list_users(
+    request: Request, response: Response, running: ServiceDep, after: AfterNameQuery = "", limit: LimitQuery = 100
+) -> Page[User]:
+    """All users."""
+    async with running.database.connection() as connection:
+        items = await auth.users(connection, after, limit)
+    link_next(request, response, items, limit, after=items[-1].name if items else "")
+    return Page(items=items)
+
+
+@router.put("/users/{name}", **route(Role.ADMIN, unbound=True))
+async def put_user(running: ServiceDep, name: Name, user: NewUser) -> User:
+    """Create a user, or give an existing one a new password and role; its tokens are revoked."""
+    return await running.authenticator.put_user(name, user)
+
+
+@router.delete("/users/{name}", status_code=204, **route(Role.ADMIN, 404, unbound=True))
+async def delete_user(running: ServiceDep, principal: CallerDep, name: Name) -> None:
+    """Delete a user and its tokens; not oneself."""
+    await running.authenticator.delete_user(principal, name)

@@ -1,0 +1,50 @@
+"""Endpoints about the service itself."""
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+
+from job_api import metrics
+from job_api.errors import JobApiError
+from job_api.routes.context import ProblemAnswer, ServiceDep, route
+from job_api.schemas import Limits, ServerInfo
+from job_api.version import VERSION
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/v4", **route(None))
+async def server_info(running: ServiceDep) -> ServerInfo:
+    """The service's version, limits and pace."""
+    settings = running.settings
+    return ServerInfo(
+        version=VERSION,
+        lease_seconds=settings.lease_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        limits=Limits(max_body_bytes=settings.max_body_bytes),
+    )
+
+
+@router.get("/healthz", response_class=PlainTextResponse)
+async def healthz() -> str:
+    """Whether the process lives; never asks the database."""
+    return "ok\n"
+
+
+@router.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Not ready", **ProblemAnswer}})
+async def readyz(running: ServiceDep) -> str:
+    """Whether the service can serve: the database answers."""
+    async with running.database.connection() as connection:
+        await connection.fetchval("SELECT 1", timeout=5)
+    return "ok\n"
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def prometheus_metrics(running: ServiceDep) -> Response:
+    """Counters and gauges in the Prometheus text format; those of the queue are left out while the database is away."""
+    try:
+        async with running.database.connection() as connection:
+            await metrics.gauge_queue(connection)
+    except JobApiError:
+        metrics.forget_queue()
+    body, content_type = metrics.exposition()
+    return Response(body, media_type=content_type)

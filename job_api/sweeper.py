@@ -1,0 +1,46 @@
+"""What the clock does to jobs, in every API process: expired leases end, jobs that are due are queued."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from job_api import projects, queue
+from job_api.db import Database
+from job_api.errors import JobApiError
+from job_api.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+async def sweep_for_ever(database: Database, settings: Settings, ring: Callable[[], None]) -> None:
+    """Sweep every `sweep_seconds`.
+
+    Leases are only judged after `lease_seconds` of unbroken contact with the database: while it or this process was
+    away no heartbeat could arrive, and the whole fleet would be expired on the return.
+    """
+    while True:
+        await asyncio.sleep(settings.sweep_seconds)
+        try:
+            async with database.connection() as connection:
+                await projects.take_samples(connection)
+            if database.contact_seconds >= settings.lease_seconds:
+                await sweep(database, ring)
+        except JobApiError as error:
+            log.warning("the sweep was put off: %s", error)
+        except Exception:
+            # A sweep that stopped for good would leave the jobs of dead workers claimed for ever.
+            log.exception("the sweep failed; it is tried again")
+
+
+async def sweep(database: Database, ring: Callable[[], None]) -> None:
+    """Sweep once, each project in its own transaction, until nothing is overdue."""
+    async with database.connection() as connection:
+        overdue = await queue.overdue_projects(connection)
+    for project_id in overdue:
+        moved = {"": 1}
+        while moved:
+            async with database.transaction() as connection:
+                moved = await queue.sweep(connection, project_id)
+            if moved:
+                log.info("swept project %d: %s", project_id, moved)
+                ring()

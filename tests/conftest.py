@@ -1,0 +1,9 @@
+"""The plugins that give the tests their real parts."""
+
+import pytest
+
+pytest_plugins = ["tests.plugins.model", "tests.plugins.service"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "service(**settings): settings of the `service` fixture")

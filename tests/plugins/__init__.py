@@ -1,0 +1,1 @@
+"""pytest plugins that make costly material once per test run."""

@@ -1,0 +1,412 @@
+"""Leases: who holds one may write, who lost it changes nothing, and what expired may come back."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from job_api.client import ApiError, Client, LeaseLost, NotFound, ResultsMissing, WorkerStopped
+from job_api.schemas import JobState, LeaseStatus, LogLine, ProjectSettings
+from tests.plugins.holder import Holder, result
+from tests.plugins.service import RunningService, ServiceStarter
+
+PROJECT = "patents"
+SHORT_LEASE = {"lease_seconds": 0.6, "heartbeat_seconds": 0.2, "sweep_seconds": 0.1}
+
+
+@pytest.fixture
+def admin(service: RunningService) -> Client:
+    return with_jobs(service, "a")
+
+
+def with_jobs(service: RunningService, *directories: str, **settings: Any) -> Client:
+    admin = service.client("admin")
+    admin.put_project(PROJECT, ProjectSettings(source="file:///data", **settings))
+    if directories:
+        admin.add_jobs(PROJECT, list(directories))
+    return admin
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def holder(service: RunningService) -> Holder:
+    return Holder(service.client("worker"))
+
+
+def everything(service: RunningService) -> list[Any]:
+    """All that a stale writer could have changed."""
+    return [
+        service.sql("SELECT * FROM jobs ORDER BY id"),
+        service.sql("SELECT * FROM attempts ORDER BY job_id, lease_seq"),
+        service.sql("SELECT * FROM results ORDER BY job_id, image"),
+    ]
+
+
+def writes(stale: Holder, lease: Any) -> dict[str, Callable[[], object]]:
+    return {
+        "results": lambda: stale.post(lease, "late.png"),
+        "complete": lambda: stale.complete(lease, 1, "late.png"),
+        "fail": lambda: stale.fail(lease),
+        "release": lambda: stale.release(lease),
+        "images-done": lambda: stale.images_done(lease),
+    }
+
+
+def assert_shut_out(service: RunningService, stale: Holder, lease: Any, status: LeaseStatus = LeaseStatus.LOST) -> None:
+    before = everything(service)
+    for name, write in writes(stale, lease).items():
+        with pytest.raises(LeaseLost):
+            write()
+        assert everything(service) == before, name
+    assert stale.status_of(lease) is status
+    assert everything(service) == before
+    stale.client.post_logs(stale.worker_id, [LogLine(message="kept", project=PROJECT, job_id=lease.job_id)])
+    [line] = service.client("admin").logs(PROJECT)
+    assert (line.message, line.worker_id, line.job_id) == ("kept", stale.worker_id, lease.job_id)
+    service.assert_counters_equal_recount()
+
+
+@pytest.mark.service(**SHORT_LEASE)
+def test_a_worker_paused_past_its_lease_changes_nothing_once_another_has_claimed(
+    service: RunningService, admin: Client
+) -> None:
+    stale, successor = holder(service), holder(service)
+    lost = stale.one(PROJECT)
+    stale.post(lost, "1.png")
+    wait_for(lambda: admin.project(PROJECT).jobs.queued == 1)
+    held = successor.one(PROJECT)
+    assert held.lease_seq == lost.lease_seq + 1
+    stop = threading.Event()
+
+    def keep_alive() -> None:
+        while not stop.wait(0.1):
+            successor.heartbeat(held)
+
+    # The successor's heartbeats change its row; they pause while the rows are compared.
+    thread = threading.Thread(target=keep_alive)
+    thread.start()
+    stop.set()
+    thread.join()
+    service.sql("UPDATE jobs SET lease_expires_at = now() + interval '1 hour'")
+    assert_shut_out(service, stale, lost)
+    assert successor.images_done(held) == ["1.png"]
+    successor.complete(held, 2, "2.png")
+    assert admin.job(PROJECT, held.job_id).state is JobState.COMPLETED
+
+
+@pytest.mark.service(**SHORT_LEASE)
+@pytest.mark.parametrize("first_write", ["heartbeat", "results", "complete", "fail", "release", "images-done"])
+def test_a_lease_nobody_claimed_again_comes_back_at_its_next_write_uncharged(
+    service: RunningService, admin: Client, first_write: str
+) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    wait_for(lambda: admin.job(PROJECT, lease.job_id).state is JobState.QUEUED)
+    assert admin.job(PROJECT, lease.job_id).failures == 1
+    if first_write == "heartbeat":
+        assert worker.status_of(lease) is LeaseStatus.HELD
+    else:
+        writes(worker, lease)[first_write]()
+    job = admin.job(PROJECT, lease.job_id)
+    assert job.lease_seq == lease.lease_seq
+    expected = {"complete": JobState.COMPLETED, "fail": JobState.WAITING, "release": JobState.QUEUED}
+    assert job.state is expected.get(first_write, JobState.CLAIMED)
+    assert job.failures == (1 if first_write == "fail" else 0)
+    service.assert_counters_equal_recount()
+    if job.state is JobState.CLAIMED:
+        assert worker.complete(lease, 1, "late.png").state is JobState.COMPLETED
+
+
+@pytest.mark.service(**SHORT_LEASE)
+def test_a_lease_that_expired_for_the_last_time_still_comes_back(service: RunningService) -> None:
+    admin = with_jobs(service, "a", max_failures=1)
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    wait_for(lambda: admin.job(PROJECT, lease.job_id).state is JobState.FAILED)
+    assert worker.complete(lease, 1, "1.png").state is JobState.COMPLETED
+    assert admin.job(PROJECT, lease.job_id).failures == 0
+    service.assert_counters_equal_recount()
+
+
+@pytest.mark.service(**SHORT_LEASE)
+@pytest.mark.parametrize("action", ["cancel", "force_release", "rerun"])
+def test_an_expired_lease_does_not_come_back_after_a_person_stepped_in(service: RunningService, action: str) -> None:
+    admin = with_jobs(service, "a", max_failures=1 if action == "rerun" else 3)
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    if action == "force_release":
+        admin.force_release(PROJECT, lease.job_id)
+    else:
+        state = JobState.FAILED if action == "rerun" else JobState.QUEUED
+        wait_for(lambda: admin.job(PROJECT, lease.job_id).state is state)
+        getattr(admin, action)(PROJECT, lease.job_id)
+    assert_shut_out(service, worker, lease)
+
+
+def test_a_cancelled_job_is_said_to_be_cancelled(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    assert admin.cancel(PROJECT, lease.job_id).state is JobState.CANCELLED
+    assert_shut_out(service, worker, lease, LeaseStatus.CANCELLED)
+
+
+def test_a_repeated_claim_hands_out_the_same_lease(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b", "c", "d")
+    worker, other = holder(service), holder(service)
+    first = worker.claim(PROJECT, key="k1", max_jobs=2)
+    assert worker.claim(PROJECT, key="k1", max_jobs=2) == first
+    assert [lease.directory for lease in first] == ["a", "b"]
+    assert [lease.directory for lease in other.claim(PROJECT, key="k1")] == ["c"]
+    assert admin.project(PROJECT).jobs.claimed == 3
+    worker.release(first[0])
+    worker.release(first[1])
+    assert [lease.directory for lease in worker.claim(PROJECT, key="k1")] == ["d"]
+
+
+def test_a_claim_repeated_while_the_first_still_waits_gets_one_job_for_both(service: RunningService) -> None:
+    admin = with_jobs(service)
+    worker = holder(service)
+    answers: list[Any] = []
+    waiting = [
+        threading.Thread(target=lambda: answers.append(worker.claim(PROJECT, key="k", wait_seconds=20)))
+        for _ in range(2)
+    ]
+    for thread in waiting:
+        thread.start()
+    wait_for(lambda: len(service.sql("SELECT 1 FROM workers")) == 1)
+    admin.add_jobs(PROJECT, ["a", "b"])
+    for thread in waiting:
+        thread.join(timeout=20)
+    assert [lease.directory for answer in answers for lease in answer] == ["a", "a"]
+    assert answers[0] == answers[1]
+    assert admin.project(PROJECT).jobs.queued == 1
+
+
+def test_a_long_poll_is_woken_by_new_jobs(service: RunningService) -> None:
+    admin = with_jobs(service)
+    worker = holder(service)
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(worker.claim(PROJECT, wait_seconds=50)))
+    thread.start()
+    wait_for(lambda: len(service.sql("SELECT 1 FROM workers")) == 1)
+    admin.add_jobs(PROJECT, ["a"])
+    thread.join(timeout=20)
+    assert [lease.directory for lease in answers[0]] == ["a"]
+
+
+def test_an_end_repeated_is_answered_again_and_another_end_is_refused(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b", "c")
+    worker = holder(service)
+    leases = worker.claim(PROJECT, max_jobs=3)
+    ends: list[Callable[[Any], Any]] = [lambda lease: worker.complete(lease, 1, "1.png"), worker.fail, worker.release]
+    for lease, end in zip(leases, ends, strict=True):
+        first = end(lease)
+        before = everything(service)
+        assert end(lease) == first
+        for other in ends:
+            if other is not end:
+                with pytest.raises(LeaseLost):
+                    other(lease)
+        with pytest.raises(LeaseLost):
+            worker.post(lease, "2.png")
+        assert everything(service) == before
+    assert admin.project(PROJECT).jobs.completed == 1
+    service.assert_counters_equal_recount()
+
+
+def test_a_lost_batch_followed_by_complete_is_found_out(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    worker.post(lease, "1.png")
+    with pytest.raises(ResultsMissing, match="3 images were listed and 2 are stored"):
+        worker.complete(lease, 3, "3.png")
+    assert admin.job(PROJECT, lease.job_id).state is JobState.CLAIMED
+    assert sorted(row.image for row in admin.job_results(PROJECT, lease.job_id)) == ["1.png", "3.png"]
+    worker.complete(lease, 3, "2.png")
+    assert admin.job(PROJECT, lease.job_id).image_count == 3
+    service.assert_counters_equal_recount()
+
+
+def test_failures_are_charged_and_the_last_one_fails_the_job(service: RunningService) -> None:
+    admin = with_jobs(service, "a", max_failures=2)
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    assert worker.fail(lease).state is JobState.WAITING
+    assert service.sql("SELECT due_at > now() AS later FROM jobs") == [{"later": True}]
+    service.sql("UPDATE jobs SET state = 'queued', due_at = NULL")
+    service.sql("UPDATE project_slots SET queued = queued + 1, waiting = waiting - 1 WHERE slot = 0")
+    lease = worker.one(PROJECT)
+    assert worker.fail(lease).state is JobState.FAILED
+    job = admin.job(PROJECT, lease.job_id)
+    assert (job.failures, job.reason, job.message) == (2, "storage", "why")
+    assert [attempt.charged for attempt in job.attempts] == [True, True]
+    assert admin.retry(PROJECT, lease.job_id).failures == 0
+    service.assert_counters_equal_recount()
+
+
+def test_an_attempt_that_stored_something_new_is_not_charged(service: RunningService) -> None:
+    admin = with_jobs(service, "a", max_failures=1)
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    worker.post(lease, "1.png")
+    assert worker.fail(lease).state is JobState.WAITING
+    service.sql("UPDATE jobs SET state = 'queued', due_at = NULL")
+    service.sql("UPDATE project_slots SET queued = queued + 1, waiting = waiting - 1 WHERE slot = 0")
+    lease = worker.one(PROJECT)
+    # The same row once more is nothing new.
+    worker.post(lease, "1.png")
+    assert worker.fail(lease).state is JobState.FAILED
+    assert admin.job(PROJECT, lease.job_id).failures == 1
+
+
+def test_a_failure_that_is_not_retryable_is_final(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    assert worker.fail(lease, retryable=False, reason="no-images").state is JobState.FAILED
+    assert admin.job(PROJECT, lease.job_id).reason == "no-images"
+
+
+@pytest.mark.service(backoff_seconds=3600)
+def test_releases_are_free_and_the_third_in_a_row_waits(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    states = [worker.release(worker.one(PROJECT)).state for _ in range(3)]
+    assert states == [JobState.QUEUED, JobState.QUEUED, JobState.WAITING]
+    job = next(admin.jobs(PROJECT))
+    assert (job.failures, job.releases) == (0, 3)
+    service.assert_counters_equal_recount()
+
+
+@pytest.mark.service(sweep_seconds=0.1, backoff_seconds=0.01, lease_seconds=0.6, heartbeat_seconds=0.3)
+def test_a_job_in_back_off_is_queued_when_it_is_due(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    assert worker.fail(worker.one(PROJECT)).state is JobState.WAITING
+    wait_for(lambda: admin.project(PROJECT).jobs.queued == 1)
+    service.assert_counters_equal_recount()
+
+
+@pytest.mark.service(**SHORT_LEASE)
+def test_a_directory_that_kills_its_workers_fails_in_the_end(service: RunningService) -> None:
+    admin = with_jobs(service, "poison", max_failures=2)
+    for _ in range(2):
+        wait_for(lambda: admin.project(PROJECT).jobs.queued == 1)
+        lease = holder(service).one(PROJECT)
+    wait_for(lambda: admin.project(PROJECT).jobs.failed == 1)
+    job = admin.job(PROJECT, lease.job_id)
+    assert job.reason == "lease-expired"
+    assert [attempt.outcome for attempt in job.attempts] == ["expired", "expired"]
+    service.assert_counters_equal_recount()
+
+
+def test_an_api_away_for_longer_than_a_lease_does_not_expire_the_fleet(start_service: ServiceStarter) -> None:
+    first = start_service(lease_seconds=3, heartbeat_seconds=1, sweep_seconds=0.1)
+    admin = with_jobs(first, "a")
+    worker = holder(first)
+    lease = worker.one(PROJECT)
+    # While every API process is away the lease runs out.
+    first.sql("UPDATE jobs SET lease_expires_at = now() - interval '1 hour'")
+    returned = start_service(database_url=first.database_url, lease_seconds=3, heartbeat_seconds=1, sweep_seconds=0.1)
+    time_of_return = time.monotonic()
+    again = Holder(Client(returned.root, token=first.token("worker")), worker.worker_id)
+    with again.client:
+        assert again.status_of(lease) is LeaseStatus.HELD
+    assert time.monotonic() - time_of_return < 3, "too slow a machine to tell"
+    [attempt] = admin.job(PROJECT, lease.job_id).attempts
+    assert attempt.outcome is None
+
+
+def test_goodbye_releases_everything_and_ends_the_id(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b")
+    worker = holder(service)
+    [kept, _] = worker.claim(PROJECT, max_jobs=2)
+    worker.post(kept, "1.png")
+    worker.client.goodbye(worker.worker_id)
+    worker.client.goodbye(worker.worker_id)
+    assert admin.project(PROJECT).jobs.queued == 2
+    with pytest.raises(WorkerStopped):
+        worker.claim(PROJECT)
+    assert holder(service).claim(PROJECT, max_jobs=2)
+    service.assert_counters_equal_recount()
+
+
+def test_a_drained_worker_gets_no_more_and_a_lifted_one_does(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    assert worker.heartbeat().state == "run"
+    for steer, state in ((admin.drain, "drain"), (admin.quarantine, "quarantined")):
+        steer(worker.worker_id)
+        assert worker.heartbeat().state == state
+        with pytest.raises(WorkerStopped):
+            worker.claim(PROJECT)
+    admin.lift(worker.worker_id)
+    assert worker.one(PROJECT)
+
+
+def test_a_heartbeat_names_leases_whose_claim_was_not_answered(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    assert worker.heartbeat().unnamed == [lease]
+    assert worker.heartbeat(lease).unnamed == []
+
+
+def test_a_paused_project_hands_nothing_out_and_running_work_finishes(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b")
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    admin.pause(PROJECT)
+    assert worker.claim(PROJECT) == []
+    assert worker.claim(None) == []
+    worker.complete(lease, 1, "1.png")
+    admin.resume(PROJECT)
+    assert worker.one(PROJECT).directory == "b"
+
+
+def test_a_claim_without_a_project_goes_by_priority_and_keeps_to_the_tokens_project(service: RunningService) -> None:
+    admin = service.client("admin")
+    for name, priority in (("low", 0), ("high", 5)):
+        admin.put_project(name, ProjectSettings(source="file:///data", priority=priority))
+        admin.add_jobs(name, ["a", "b"])
+    bound = Holder(service.client("worker", "low"))
+    assert bound.one(None).project == "low"
+    assert [holder(service).one(None).project for _ in range(3)] == ["high", "high", "low"]
+
+
+def test_a_job_of_a_deleted_project_is_not_found(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    with pytest.raises(ApiError, match="unfinished"):
+        admin.delete_project(PROJECT)
+    worker.complete(lease, 1, "1.png")
+    admin.delete_project(PROJECT)
+    for write in writes(worker, lease).values():
+        with pytest.raises(NotFound):
+            write()
+    assert service.sql("SELECT 1 FROM results") == service.sql("SELECT 1 FROM jobs") == []
+
+
+def test_two_workers_of_one_host_are_two_workers(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b")
+    first, second = holder(service), holder(service)
+    first.one(PROJECT)
+    second.one(PROJECT)
+    assert admin.project(PROJECT).active_workers == 2
+    assert {worker.leases for worker in admin.workers()} == {1}
+
+
+def test_a_row_of_an_older_lease_is_replaced_by_a_newer_one(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    worker.post(lease, rows=[result("1.png", smiles="C"), result("2.png", "blank")])
+    assert worker.post(lease, rows=[result("1.png", smiles="N")]).unchanged == 1
+    worker.release(lease)
+    newer = worker.one(PROJECT)
+    assert newer.results_count == 2
+    assert worker.post(newer, rows=[result("1.png", smiles="O")]).stored == 1
+    rows = {row.image: (row.smiles, row.lease_seq) for row in admin.job_results(PROJECT, lease.job_id)}
+    assert rows == {"1.png": ("O", 2), "2.png": (None, 1)}
+    service.assert_counters_equal_recount()

@@ -1,0 +1,308 @@
+"""`make demo`: the whole way from a folder of images to a CSV of SMILES, on this machine, with real parts only.
+
+Starts a service with an embedded database and a worker, adds the directories, shows the progress, prints what came
+out, and stops everything it started. It uses the commands a person would use.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from job_api import schemas
+from job_api.client import Client, ClientError
+from job_api.terminal import printable
+from uworker.demo.samples import Sample, draw_samples
+
+PROJECT = "demo"
+HOME = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0
+STOP_SECONDS = 25.0
+SHOWN_ROWS = 8
+SHOWN_DIRECTORIES = 40
+
+console = Console(highlight=False)
+
+
+class Model(StrEnum):
+    """Whose weights recognise the images."""
+
+    MINIATURE = "miniature"
+    DECIMER = "decimer"
+
+
+class DemoError(Exception):
+    """The demo cannot go on; its text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be recognised: directories below a source, and the SMILES where they are known."""
+
+    source: Path
+    directories: list[str]
+    samples: list[Sample]
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def demo(
+    images: Annotated[
+        Path | None, typer.Option(help="Folder whose sub-folders hold images, or a folder of images.")
+    ] = None,
+    model: Annotated[Model | None, typer.Option(help="decimer: DECIMER's own weights, downloaded once (1 GB).")] = None,
+    output: Annotated[Path, typer.Option(help="Where the CSV and the logs go.")] = HOME / "demo-output",
+) -> None:
+    """Turn folders of structure images into SMILES, through the real service and a real worker."""
+    # Ctrl-C and a plain kill take the same way out, which stops what was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ExitStack() as stack:
+            _run(stack, images, model or (Model.DECIMER if images else Model.MINIATURE), output.resolve())
+    except (DemoError, ClientError) as error:
+        console.print(Text(f"demo: {error}", style="red"), soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        console.print("demo: stopped")
+        raise SystemExit(130) from None
+
+
+def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decimer-jobs-")))
+    work = _own_images(images, model) if images else _sample_images(output / "images")
+    _step(f"{len(work.directories)} directories under {printable(str(work.source))}")
+    home = _weights_home(model, work, scratch)
+    root, password = stack.enter_context(_service(scratch, output))
+    client = stack.enter_context(Client(root, username="admin", password=password))
+    _step(f"job service at {root}")
+    _add_jobs(work, root, password, scratch)
+    token = client.new_token(schemas.NewToken(name="demo", role=schemas.Role.WORKER, project=PROJECT)).token
+    worker = stack.enter_context(_worker(root, token, home, output))
+    _watch(client, worker, output)
+    csv_path = _download(client, output)
+    _report(client, work, csv_path)
+    _how_to_go_on(output, csv_path)
+
+
+def _step(text: str) -> None:
+    console.print(Text.assemble(("• ", "green"), text), soft_wrap=True)
+
+
+def _sample_images(root: Path) -> Work:
+    shutil.rmtree(root, ignore_errors=True)
+    samples = draw_samples(root)
+    return Work(root, sorted({sample.directory for sample in samples}), samples)
+
+
+def _own_images(images: Path, model: Model) -> Work:
+    if model is Model.MINIATURE:
+        raise DemoError("the miniature model knows the sample images only; your own need MODEL=decimer")
+    images = images.expanduser().resolve()
+    if not images.is_dir():
+        raise DemoError(f"there is no folder {printable(str(images))}")
+    children = sorted(child for child in images.iterdir() if not child.name.startswith("."))
+    if any(child.is_file() for child in children):
+        # Pictures lie in the folder itself: it is the one directory.
+        return Work(images.parent, [images.name], [])
+    if not children:
+        raise DemoError(f"the folder {printable(str(images))} is empty")
+    return Work(images, [child.name for child in children], [])
+
+
+def _weights_home(model: Model, work: Work, scratch: Path) -> Path | None:
+    if model is Model.DECIMER:
+        return None
+    _step("building the miniature model, which knows the sample images and nothing else")
+    home = scratch / "weights"
+    # In a process of its own: TensorFlow would stay in this one's memory.
+    pairs = json.dumps([[str(sample.path), sample.smiles] for sample in work.samples])
+    command = [sys.executable, "-m", "uworker.demo.miniature", str(home)]
+    built = subprocess.run(command, input=pairs, text=True, capture_output=True, check=False)
+    if built.returncode != 0:
+        raise DemoError(f"the miniature model could not be built: {built.stderr.strip().splitlines()[-1:]}")
+    return home
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program in a process group of its own, its output in a file; asked to stop at the end, then made to."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("JOB_API_", "UWORKER_"))}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env={**plain, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def _service(scratch: Path, output: Path) -> Iterator[tuple[str, str]]:
+    data, log = scratch / "service", output / "service.log"
+    environment = {"JOB_API_DATA_DIR": str(data), "JOB_API_PORT": "0", "JOB_API_HOST": "127.0.0.1"}
+    with _process([sys.executable, "-m", "job_api", "serve"], environment, log) as process:
+        deadline = time.monotonic() + START_SECONDS
+        root = None
+        while root is None or not (data / "admin-password").exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise DemoError(f"the job service did not start: {_last_line(log)}")
+            time.sleep(0.05)
+            found = re.search(r"serving (http://\S+:\d+)", log.read_text(errors="replace"))
+            root = found and found.group(1)
+        password = (data / "admin-password").read_text().strip()
+        # The first answer comes when the database is up.
+        with Client(root, username="admin", password=password, retry_seconds=START_SECONDS) as client:
+            client.server()
+        yield root, password
+
+
+def _add_jobs(work: Work, root: str, password: str, scratch: Path) -> None:
+    jobs_file = scratch / "directories.txt"
+    lines = [f"./{name}" if name.startswith("# ") else name for name in work.directories]
+    jobs_file.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in lines))
+    command = [sys.executable, str(HOME / "add_jobs.py"), PROJECT, "--jobs-file", str(jobs_file)]
+    environment = {"JOB_API_ROOT": root, "JOB_API_USERNAME": "admin", "JOB_API_PASSWORD": password}
+    added = subprocess.run(
+        [*command, "--source", str(work.source)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if added.returncode != 0:
+        raise DemoError((added.stderr + added.stdout).strip())
+    _step(added.stdout.strip().splitlines()[-1])
+
+
+@contextmanager
+def _worker(root: str, token: str, weights_home: Path | None, output: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    environment = {"UWORKER_JOB_API_ROOT": root, "UWORKER_JOB_API_TOKEN": token, "UWORKER_JOB_API_PROJECT": PROJECT}
+    if weights_home is not None:
+        environment["UWORKER_WEIGHTS_HOME"] = str(weights_home)
+    with _process([sys.executable, "-m", "uworker", "--once"], environment, output / "worker.log") as process:
+        _step("a worker; it loads its engine first")
+        yield process
+
+
+def _watch(client: Client, worker: "subprocess.Popen[bytes]", output: Path) -> None:
+    """Show the progress until the worker has ended, which it does when the queue is empty."""
+    log = output / "worker.log"
+    total = sum(client.project(PROJECT).jobs.model_dump().values())
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("directories, {task.fields[images]} images"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("recognising", total=total, images=0)
+        ended = False
+        while not ended:
+            ended = worker.poll() is not None
+            status = client.project(PROJECT)
+            progress.update(task, completed=total - status.jobs.unfinished, images=status.images.stored)
+            if not ended:
+                time.sleep(0.3)
+    if worker.returncode != 0:
+        raise DemoError(f"the worker gave up: {_last_line(log)} (its log: {log})")
+    if unfinished := client.project(PROJECT).jobs.unfinished:
+        raise DemoError(f"the worker ended and {unfinished} directories are unfinished (its log: {log})")
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _download(client: Client, output: Path) -> Path:
+    path = output / "results.csv"
+    with client.export(PROJECT, format="csv") as answer, path.open("wb") as file:
+        for block in answer.iter_bytes():
+            file.write(block)
+    return path
+
+
+def _report(client: Client, work: Work, csv_path: Path) -> None:
+    with csv_path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    by_directory = {name: Counter[str]() for name in work.directories}
+    for row in rows:
+        by_directory.setdefault(row["directory"], Counter())[row["status"]] += 1
+    table = Table("directory", "images", "recognised", "not recognised", "state")
+    for job in list(client.jobs(PROJECT))[:SHOWN_DIRECTORIES]:
+        counts = by_directory.get(job.directory, Counter())
+        other = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "recognised")
+        state = job.state + (f": {job.reason}" if job.reason else "")
+        table.add_row(printable(job.directory), str(counts.total()), str(counts["recognised"]), other or "0", state)
+    console.print(table)
+    recognised = [row for row in rows if row["status"] == "recognised"]
+    shown = Table("image", "SMILES", "confidence")
+    for row in recognised[:: max(1, len(recognised) // SHOWN_ROWS)][:SHOWN_ROWS]:
+        shown.add_row(Text(printable(row["image"])), Text(row["smiles"]), f"{float(row['confidence']):.3f}")
+    console.print(shown)
+    for weights, sha256 in sorted({(row["weights"], row["weights_sha256"]) for row in recognised}):
+        _step(f"weights: {weights}, sha256 {sha256}")
+    if work.samples:
+        _check(work.samples, rows)
+
+
+def _check(samples: list[Sample], rows: list[dict[str, str]]) -> None:
+    """Hold the CSV against what was drawn: every image once, each with its own SMILES."""
+    drawn = {(sample.directory, sample.image): sample.smiles for sample in samples}
+    read = {(row["directory"], row["image"]): row["smiles"] for row in rows}
+    right = sum(read.get(key) == smiles for key, smiles in drawn.items())
+    if right != len(drawn) or len(rows) != len(drawn):
+        raise DemoError(f"{right} of {len(drawn)} sample images got their own SMILES, in {len(rows)} rows")
+    _step(f"all {right} sample images got exactly the SMILES they were drawn from")
+
+
+def _how_to_go_on(output: Path, csv_path: Path) -> None:
+    _step(f"results: {csv_path}")
+    _step(f"logs: {output / 'service.log'}, {output / 'worker.log'}; everything that was started is stopped")
+    console.print(
+        "\nYour own images, with DECIMER's own weights (downloaded once, 1 GB):\n"
+        "  make demo IMAGES=/path/to/folders MODEL=decimer\n"
+        "A service that stays, and workers on other machines: see README.md, «Running it for real».",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    app()

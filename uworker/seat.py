@@ -1,0 +1,83 @@
+"""The place of one recogniser process in its set: the process, if there is one, and the images in its hands."""
+
+from dataclasses import dataclass, field
+
+from uworker.child import Child
+from uworker.tasks import ImageTask, RecogniserConfig
+
+FIRST_BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 30.0
+
+
+@dataclass(eq=False)
+class Work:
+    """An image on its way. `deaths` counts the processes that died with it in their hands."""
+
+    task: ImageTask
+    solo: bool
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class Seat:
+    """A process's place. Times are monotonic seconds.
+
+    Attributes:
+        child: The process; None while the seat is empty.
+        ready: It has loaded its engine.
+        doomed: It has been killed and is not gone yet.
+        hands: The images it was given and has not answered, by task id, in that order.
+        started_at: When it took up those of them that it works on.
+        overdue: Those of them that it was killed for.
+        failures: Processes that ended here since the last answer.
+        restart_at: When an empty seat is to be filled.
+    """
+
+    child: Child | None = None
+    ready: bool = False
+    doomed: bool = False
+    spawned_at: float = 0.0
+    hands: dict[int, Work] = field(default_factory=dict)
+    started_at: dict[int, float] = field(default_factory=dict)
+    overdue: set[int] = field(default_factory=set)
+    failures: int = 0
+    restart_at: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its process can be given images."""
+        return self.child is not None and self.ready and not self.doomed
+
+    def give(self, work: Work) -> None:
+        """Put an image into the hands of the process, which there must be."""
+        if self.child is None:
+            raise ValueError("an empty seat cannot be given images")
+        self.hands[work.task.task_id] = work
+        self.child.give(work.task.task_id, work.task.data)
+
+    def next_due(self, config: RecogniserConfig) -> float:
+        """Return when the seat is to be filled, or its process to be killed for being late."""
+        if self.child is None:
+            return self.restart_at
+        if self.doomed:
+            return float("inf")
+        answers = [at + config.image_timeout_seconds for at in self.started_at.values()]
+        return min(answers, default=float("inf")) if self.ready else self.spawned_at + config.load_timeout_seconds
+
+    def find_overdue(self, config: RecogniserConfig, now: float) -> str | None:
+        """Note what the process is late with at `now`, and return it in words, or None where it is in time."""
+        if self.child is None or self.doomed:
+            return None
+        if not self.ready:
+            late = now - self.spawned_at >= config.load_timeout_seconds
+            return f"not ready after {config.load_timeout_seconds:g} s" if late else None
+        self.overdue = {i for i, at in self.started_at.items() if now - at >= config.image_timeout_seconds}
+        names = ", ".join(self.hands[task_id].task.name for task_id in self.overdue)
+        return f"{names} took longer than {config.image_timeout_seconds:g} s" if self.overdue else None
+
+    def vacate(self, now: float) -> None:
+        """Empty the seat of a process that is gone; the next may come after a pause that doubles each time."""
+        self.child, self.ready, self.doomed = None, False, False
+        self.hands, self.started_at, self.overdue = {}, {}, set()
+        self.failures += 1
+        self.restart_at = now + min(FIRST_BACKOFF_SECONDS * 2 ** min(self.failures - 1, 16), LONGEST_BACKOFF_SECONDS)

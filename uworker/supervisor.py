@@ -1,0 +1,293 @@
+"""The recogniser processes of a worker: gives them images, restarts them, and answers for every image exactly once.
+
+One thread, the one that started the supervisor, calls everything here but `wake`: the kernel is told to end children
+with the thread that started them. Nothing here waits for a child, except `stop`.
+"""
+
+import hashlib
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from job_api.schemas import EngineRun, ResultStatus
+from job_api.text import clean_text
+from uworker.child import EXIT_CANNOT_LOAD, Child, Events, Gone, Message, Wake, describe_exit
+from uworker.seat import LONGEST_BACKOFF_SECONDS, Seat, Work
+from uworker.tasks import CannotLoad, EngineReady, Finished, ImageTask, RecogniserConfig, Report
+
+MAX_DEATHS_BEFORE_READY = 3
+"""Children that may die in a row while none was ever ready, before the engine counts as one that cannot load."""
+MAX_DEATHS_UNTOUCHED = 3
+"""Children that may die with an image waiting in their hands before that image is suspected too."""
+
+
+__all__ = ["CannotLoad", "EngineReady", "Finished", "ImageTask", "RecogniserConfig", "Report", "Supervisor"]
+
+_KILL_SECONDS = 30.0
+
+
+class Supervisor:
+    """A set of recogniser processes.
+
+    Args:
+        config: What each of them is started with.
+        processes: How many.
+        on_line: Told each line that a process prints, with its pid, by a thread of that process. Must be quick.
+        on_log: Told in words what happens, with a level as in `schemas.LogLevel`.
+    """
+
+    def __init__(
+        self,
+        config: RecogniserConfig,
+        processes: int,
+        on_line: Callable[[str, int], None],
+        on_log: Callable[[str, str], None],
+    ) -> None:
+        self._config = config
+        self._on_line = on_line
+        self._on_log = on_log
+        self._events: Events = queue.SimpleQueue()
+        self._seats = [Seat() for _ in range(processes)]
+        self._open: dict[int, Work] = {}
+        self._waiting: deque[Work] = deque()
+        self._suspects: deque[Work] = deque()
+        self._apart: Seat | None = None
+        self._reports: list[Report] = []
+        self._running = False
+        self._cannot_load = False
+        self._ever_ready = False
+        self._deaths_before_ready = 0
+
+    def start(self) -> None:
+        """Start the processes; they load their engine meanwhile."""
+        self._running = True
+        self._fill_seats()
+
+    def free_slots(self) -> int:
+        """Return how many images may be submitted now: two for each recogniser thread, so that none runs dry."""
+        if self._cannot_load or not self._running:
+            return 0
+        unwanted = sum(task_id not in self._open for seat in self._seats for task_id in seat.hands)
+        return max(len(self._seats) * self._slots_per_seat - len(self._open) - unwanted, 0)
+
+    def submit(self, task: ImageTask) -> None:
+        """Take an image in. Exactly one `Finished` follows, unless it is forgotten or the supervisor stops.
+
+        Raises:
+            ValueError: an image of this id is outstanding.
+        """
+        if task.task_id in self._open:
+            raise ValueError(f"image {task.task_id} is submitted twice")
+        work = Work(task, task.solo)
+        self._open[task.task_id] = work
+        (self._suspects if work.solo else self._waiting).append(work)
+        self._dispatch()
+
+    def forget(self, task_ids: set[int]) -> None:
+        """Drop images that nobody wants any more; what a process has in its hands is finished, and not reported."""
+        for task_id in task_ids:
+            self._open.pop(task_id, None)
+        self._waiting = deque(work for work in self._waiting if self._is_wanted(work))
+        self._suspects = deque(work for work in self._suspects if self._is_wanted(work))
+
+    def outstanding(self) -> int:
+        """Return how many images were submitted and are neither finished nor forgotten."""
+        return len(self._open)
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the recognisers that run now."""
+        return [seat.child.pid for seat in self._seats if seat.child is not None]
+
+    def wake(self) -> None:
+        """Make `poll` return early; from any thread, and from a signal handler."""
+        self._events.put(Wake())
+
+    def poll(self, timeout_seconds: float) -> list[Report]:
+        """Wait for something to report, at most `timeout_seconds`, and meanwhile keep all processes going."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            woken = self._take_events(min(deadline, self._next_due()))
+            self._end_overdue()
+            self._fill_seats()
+            self._dispatch()
+            if self._reports or woken or time.monotonic() >= deadline:
+                reports, self._reports = self._reports, []
+                return reports
+
+    def stop(self, grace_seconds: float) -> None:
+        """End all processes: those that are not gone after `grace_seconds` are killed. Leaves none; may be repeated."""
+        self._running = False
+        children = [seat.child for seat in self._seats if seat.child is not None]
+        deadline = time.monotonic() + grace_seconds
+        for child in children:
+            child.close()
+        for child in children:
+            if not child.join(deadline - time.monotonic()):
+                child.kill()
+        for child in children:
+            child.join(_KILL_SECONDS)
+        for seat in self._seats:
+            seat.vacate(time.monotonic())
+
+    # --- events ------------------------------------------------------------------------------------------------
+
+    def _take_events(self, until: float) -> bool:
+        """Act on all events there are, waiting `until` (monotonic) for the first; tell whether one was a `Wake`."""
+        woken = False
+        try:
+            event = self._events.get(timeout=max(until - time.monotonic(), 0))
+            while True:
+                woken = self._take(event) or woken
+                event = self._events.get_nowait()
+        except queue.Empty:
+            return woken
+
+    def _take(self, event: Message | Gone | Wake) -> bool:
+        if isinstance(event, Wake):
+            return True
+        seat = next((seat for seat in self._seats if seat.child is event.child), None)
+        if seat is None:
+            return False  # of a child that `stop` has ended
+        if isinstance(event, Gone):
+            self._bury(seat, event)
+        else:
+            self._listen(seat, event)
+        return False
+
+    def _listen(self, seat: Seat, message: Message) -> None:
+        content = message.content
+        match content["kind"]:
+            case "ready":
+                seat.ready = self._ever_ready = True
+                self._reports.append(EngineReady(EngineRun.model_validate(content["run"])))
+            case "cannot_load":
+                self._give_up(content["message"])
+            case "started":
+                seat.started_at[content["task_id"]] = message.heard_at
+            case "finished":
+                seat.failures = 0
+                seat.started_at.pop(content["task_id"], None)
+                self._finish(seat.hands.pop(content["task_id"]), content["row"])
+
+    def _bury(self, seat: Seat, gone: Gone) -> None:
+        """Empty the seat of a dead process and decide what becomes of the images in its hands."""
+        ending = describe_exit(gone.exit_code)
+        if gone.exit_code == EXIT_CANNOT_LOAD and not seat.ready:
+            self._give_up("the engine cannot be loaded")
+        elif not seat.doomed:
+            names = ", ".join(work.task.name for work in seat.hands.values())
+            holding = f"{len(seat.hands)} images in its hands: {names}" if names else "no image in its hands"
+            self._on_log("error", clean_text(f"recogniser {gone.child.pid} died ({ending}) with {holding}"))
+        if not seat.ready and not self._ever_ready:
+            self._deaths_before_ready += 1
+            if self._deaths_before_ready >= MAX_DEATHS_BEFORE_READY:
+                self._give_up(
+                    f"{self._deaths_before_ready} recognisers in a row died while loading, the last: {ending}"
+                )
+        again = [
+            work for work in seat.hands.values() if self._is_wanted(work) and not self._condemn(seat, work, ending)
+        ]
+        self._suspects.extend(work for work in again if work.solo)
+        self._waiting.extendleft(reversed([work for work in again if not work.solo]))
+        seat.vacate(time.monotonic())
+
+    def _condemn(self, seat: Seat, work: Work, ending: str) -> bool:
+        """Finish an image that its process cannot have survived, or else say whether it must be alone next time."""
+        task_id = work.task.task_id
+        if task_id in seat.overdue:
+            limit = self._config.image_timeout_seconds
+            self._fail(work, ResultStatus.TIMEOUT, f"not recognised within {limit:g} s", limit)
+            return True
+        if seat.doomed:
+            return False  # killed for another image's sake
+        work.deaths += 1
+        touched = task_id in seat.started_at
+        if work.solo and (touched or work.deaths > MAX_DEATHS_UNTOUCHED):
+            message = f"the recogniser died on this image, tried alone ({ending})"
+            self._fail(work, ResultStatus.CRASHED, message)
+            return True
+        work.solo = work.solo or touched or work.deaths >= MAX_DEATHS_UNTOUCHED
+        return False
+
+    def _fail(self, work: Work, status: ResultStatus, message: str, seconds: float | None = None) -> None:
+        row = {"status": status.value, "error_message": message}
+        row["image_sha256"] = hashlib.sha256(work.task.data).hexdigest()
+        self._finish(work, row if seconds is None else row | {"duration_ms": round(seconds * 1000)})
+
+    def _finish(self, work: Work, row: dict[str, Any]) -> None:
+        if self._is_wanted(work):
+            del self._open[work.task.task_id]
+            self._reports.append(Finished(work.task.task_id, row))
+
+    def _give_up(self, message: str) -> None:
+        if not self._cannot_load:
+            self._cannot_load = True
+            self._reports.append(CannotLoad(message))
+
+    def _is_wanted(self, work: Work) -> bool:
+        return self._open.get(work.task.task_id) is work
+
+    # --- processes ---------------------------------------------------------------------------------------------
+
+    @property
+    def _slots_per_seat(self) -> int:
+        return 2 * self._config.threads
+
+    @property
+    def _may_spawn(self) -> bool:
+        return self._running and not self._cannot_load
+
+    def _next_due(self) -> float:
+        """Return when (monotonic) a process is to be started or killed next."""
+        seats = [seat for seat in self._seats if seat.child is not None or self._may_spawn]
+        return min((seat.next_due(self._config) for seat in seats), default=float("inf"))
+
+    def _end_overdue(self) -> None:
+        for seat in self._seats:
+            why = seat.find_overdue(self._config, time.monotonic())
+            if why is not None and seat.child is not None:
+                seat.doomed = True
+                self._on_log("error", clean_text(f"recogniser {seat.child.pid} is killed: {why}"))
+                seat.child.kill()
+
+    def _fill_seats(self) -> None:
+        for seat in self._seats:
+            if seat.child is None and self._may_spawn and time.monotonic() >= seat.restart_at:
+                self._spawn(seat)
+
+    def _spawn(self, seat: Seat) -> None:
+        config = self._config
+        message = {
+            "engine": config.engine,
+            "engine_options": config.engine_options,
+            "threads": config.threads,
+            "weights_home": str(config.weights_home),
+            "max_pixels": config.max_pixels,
+        }
+        try:
+            seat.child = Child(message, config.weights_home, self._events, self._on_line)
+        except OSError as error:
+            self._on_log("error", f"a recogniser cannot be started: {error}")
+            seat.restart_at = time.monotonic() + LONGEST_BACKOFF_SECONDS
+        seat.spawned_at = time.monotonic()
+
+    def _dispatch(self) -> None:
+        """Give images to processes: suspects to one that has nothing else, the rest to the least busy."""
+        seats = [seat for seat in self._seats if seat.is_open]
+        if self._apart not in seats:
+            self._apart = None
+        if self._suspects and self._apart is None and seats:
+            self._apart = min(seats, key=lambda seat: len(seat.hands))
+        if self._apart is not None and not self._apart.hands:
+            if self._suspects:
+                self._apart.give(self._suspects.popleft())
+            else:
+                self._apart = None
+        seats = [seat for seat in seats if seat is not self._apart]
+        while self._waiting and seats:
+            seat = min(seats, key=lambda seat: len(seat.hands))
+            if len(seat.hands) >= self._slots_per_seat:
+                return
+            seat.give(self._waiting.popleft())

@@ -1,0 +1,228 @@
+"""DECIMER's weights on this machine: finds them, checks them, and downloads them once. Never imports DECIMER.
+
+The directory is the package's own, `HOME/DECIMER-V2/{DECIMER,DECIMER_HandDrawn}_model`, HOME being what `PYSTOW_HOME`
+names; what is put there looks to the package like its own download. The package itself has no lock between processes
+and no checksum, so it must never come to download: `ensure_weights` runs before any recogniser starts.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import filelock
+
+from job_api.text import clean_text
+
+FOLDER = "DECIMER-V2"
+# As in DECIMER/decimer.py (`model_urls`) of decimer 2.8.1, which this module must not import.
+MODEL_URLS = {
+    "DECIMER": "https://zenodo.org/record/8300489/files/models.zip",
+    "DECIMER_HandDrawn": "https://zenodo.org/records/10781330/files/DECIMER_HandDrawn_model.zip",
+}
+HOST = "https://zenodo.org"
+
+_TOKENIZER = PurePosixPath("assets/tokenizer_SMILES.pkl")
+_NAME_FILE = "weights.json"
+_URL_FILE = ".model_url"
+_VERIFIED_FILE = ".verified"
+_MAX_NAME_CHARS = 200
+
+Progress = Callable[[str, int, int | None], None]
+"""Told file name, bytes so far, and bytes in all where the host says how many."""
+
+
+class WeightsError(Exception):
+    """The weights cannot be had or are not the right ones; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that are complete on disk.
+
+    Attributes:
+        name: `name` in the model's `weights.json`, else the URL they came from, else "unknown".
+        sha256: One digest of all the files that the engine reads, see `find_weights`.
+        home: What `PYSTOW_HOME` must name.
+        verified: They match a pin, or matched the host's digest when they were downloaded.
+    """
+
+    name: str
+    sha256: str
+    home: Path
+    verified: bool
+
+
+def ensure_weights(
+    home: Path,
+    *,
+    hand_drawn: bool,
+    pinned_sha256: str | None,
+    on_progress: Progress,
+    base_url: str = HOST,
+) -> Weights:
+    """Return the weights below `home`, downloading what is missing.
+
+    Args:
+        home: What `PYSTOW_HOME` will name. Read-only is fine where all is there already.
+        hand_drawn: Weights for the hand-drawn model, which also needs the printed model's tokenizer.
+        pinned_sha256: The only digest (of `Weights.sha256`) to accept.
+        on_progress: Told of a download's progress, about every 8 MiB.
+        base_url: Stands in for https://zenodo.org, as a mirror or in tests.
+
+    Raises:
+        WeightsError: they cannot be had, or their digest is not the pinned one. Nothing has been unpickled.
+    """
+    try:
+        if _missing(home, hand_drawn):
+            _download_missing(home, hand_drawn, on_progress, base_url)
+        found = find_weights(home, hand_drawn=hand_drawn)
+    except OSError as error:
+        raise WeightsError(f"DECIMER's weights below {home / FOLDER}: {error}") from error
+    if found is None:
+        raise WeightsError(f"what was downloaded to {home / FOLDER} lacks files of a DECIMER model")
+    if pinned_sha256 is None:
+        return found
+    if found.sha256 != pinned_sha256.lower():
+        raise WeightsError(
+            f"DECIMER's weights below {home / FOLDER} have sha256 {found.sha256}, "
+            f"but {pinned_sha256.lower()} is pinned; remove them to have them downloaded again, or change the pin"
+        )
+    return Weights(found.name, found.sha256, found.home, verified=True)
+
+
+def find_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
+    r"""Return the weights below `home`, or None where the package would have to download some. Touches no network.
+
+    `Weights.sha256` is the sha256 over one line `PATH\0SHA256\n` for each file of the model's directory, sorted by
+    PATH: its path in that directory with forward slashes, and the file's own sha256 in hexadecimal. Files whose name
+    begins with a dot, and `weights.json`, are left out: they say where the model comes from. For the hand-drawn model
+    the printed model's tokenizer is one line more, with the PATH `DECIMER_model/assets/tokenizer_SMILES.pkl`.
+    """
+    if _missing(home, hand_drawn):
+        return None
+    lines = {model: _lines(model_directory(home, model)) for model in _models(hand_drawn)}
+    verified = all(
+        _read(model_directory(home, model) / _VERIFIED_FILE) == _digest_of(lines[model])
+        for model in _models(hand_drawn)
+    )
+    read = lines["DECIMER"]
+    if hand_drawn:
+        read = lines["DECIMER_HandDrawn"] | {f"DECIMER_model/{_TOKENIZER}": lines["DECIMER"][str(_TOKENIZER)]}
+    name = _name_of(model_directory(home, "DECIMER_HandDrawn" if hand_drawn else "DECIMER"))
+    return Weights(name, _digest_of(read), home, verified)
+
+
+def model_directory(home: Path, model: str) -> Path:
+    """Return where the package looks for a model, a key of `MODEL_URLS`."""
+    return home / FOLDER / f"{model}_model"
+
+
+def _models(hand_drawn: bool) -> list[str]:
+    return ["DECIMER", "DECIMER_HandDrawn"] if hand_drawn else ["DECIMER"]
+
+
+def _missing(home: Path, hand_drawn: bool) -> list[str]:
+    """Name the models that the package would download: incomplete ones, and those of another URL than its own."""
+    return [model for model in _models(hand_drawn) if not _is_complete(home, model)]
+
+
+def _is_complete(home: Path, model: str) -> bool:
+    directory = model_directory(home, model)
+    if not (directory / "saved_model.pb").is_file():
+        return False
+    if model == "DECIMER" and not (directory / _TOKENIZER).is_file():
+        return False
+    return _read(directory / _URL_FILE) in (None, MODEL_URLS[model])
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _name_of(directory: Path) -> str:
+    try:
+        name = json.loads(_read(directory / _NAME_FILE) or "{}").get("name")
+    except (ValueError, AttributeError):
+        name = None
+    found = name if isinstance(name, str) and name else _read(directory / _URL_FILE) or "unknown"
+    return clean_text(found, _MAX_NAME_CHARS)
+
+
+def _lines(directory: Path) -> dict[str, str]:
+    """Map the path of each file that counts to its sha256."""
+    return {
+        path.relative_to(directory).as_posix(): _sha256_of(path)
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.startswith(".") and path.name != _NAME_FILE
+    }
+
+
+def _digest_of(lines: dict[str, str]) -> str:
+    return hashlib.sha256(b"".join(f"{path}\0{lines[path]}\n".encode() for path in sorted(lines))).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- downloading -----------------------------------------------------------------------------------------------
+
+
+def _download_missing(home: Path, hand_drawn: bool, on_progress: Progress, base_url: str) -> None:
+    # Imported here because recognisers import this module too, and never download.
+    from uworker.download import DownloadError  # noqa: PLC0415
+
+    folder = home / FOLDER
+    model = _missing(home, hand_drawn)[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # One lock for a home, held while downloading: processes that come second find the files there.
+        with filelock.FileLock(folder / ".download.lock"):
+            for leftover in folder.glob(".unpack-*"):
+                shutil.rmtree(leftover)
+            for model in _missing(home, hand_drawn):
+                _download(home, model, on_progress, base_url)
+    except (DownloadError, OSError) as error:
+        url = MODEL_URLS[model]
+        raise WeightsError(
+            f"{model}'s weights are not at {model_directory(home, model)} and cannot be downloaded ({error}); "
+            f"set HTTPS_PROXY where a proxy is needed, or unpack {url} into {folder} by hand, "
+            f"or let PYSTOW_HOME name a directory that holds {FOLDER} already"
+        ) from error
+
+
+def _download(home: Path, model: str, on_progress: Progress, base_url: str) -> None:
+    """Download one model's zip, check it, and put its directory in place in one step."""
+    from uworker import download  # noqa: PLC0415 (as above)
+
+    folder = home / FOLDER
+    url = base_url.rstrip("/") + MODEL_URLS[model].removeprefix(HOST)
+    file_name = url.rpartition("/")[2]
+    # Kept when this process is killed, so that the next one goes on where it ended.
+    archive = folder / f".{model}.zip.part"
+    md5 = download.published_md5(url)
+    download.fetch_zip(url, archive, md5, lambda done, total: on_progress(file_name, done, total))
+    unpacked = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder))
+    try:
+        fresh = unpacked / f"{model}_model"
+        download.unpack(archive, fresh)
+        if not (fresh / "saved_model.pb").is_file():
+            raise download.DownloadError(f"{url} holds no {fresh.name}/saved_model.pb")
+        (fresh / _URL_FILE).write_text(MODEL_URLS[model], encoding="utf-8")
+        if md5 is not None:
+            (fresh / _VERIFIED_FILE).write_text(_digest_of(_lines(fresh)), encoding="utf-8")
+        target = model_directory(home, model)
+        if target.exists():
+            target.rename(unpacked / "replaced")
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    archive.unlink()
