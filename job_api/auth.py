@@ -161,26 +161,24 @@ class Authenticator:
         if not separator or "\0" in name:
             raise Unauthenticated("the Basic login cannot be read")
         bucket = (name, client_host)
-        if not await self._limiter.test(self._limit, *bucket):
-            raise TooManyRequests(f"too many failed logins as {name!r}; wait a minute", retry_after_seconds=60)
         async with self._database.connection() as connection:
             user = await connection.fetchrow(USER, name)
         # An unknown name costs the same time as a wrong password.
         stored = user["password_hash"] if user is not None else self._nobodys_hash
-        if not await self._verify(stored, password) or user is None:
-            await self._limiter.hit(self._limit, *bucket)
-            raise Unauthenticated("the user name or the password is wrong")
+        # Counted where they queue, or a thousand tries at once would all pass before the first has failed.
+        async with self._hashing:
+            if not await self._limiter.test(self._limit, *bucket):
+                raise TooManyRequests(f"too many failed logins as {name!r}; wait a minute", retry_after_seconds=60)
+            if not await asyncio.to_thread(self._matches, stored, password) or user is None:
+                await self._limiter.hit(self._limit, *bucket)
+                raise Unauthenticated("the user name or the password is wrong")
         return Principal(f"user {name!r}", Role(user["role"]), user["project"], user_id=user["id"], token_id=None)
 
-    async def _verify(self, stored: str, password: str) -> bool:
-        def verify() -> bool:
-            try:
-                return self._hasher.verify(stored, password)
-            except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-                return False
-
-        async with self._hashing:
-            return await asyncio.to_thread(verify)
+    def _matches(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
 
     async def own_worker(self, principal: Principal, worker_id: str) -> None:
         """Refuse a caller that acts for a worker process of somebody else.

@@ -15,7 +15,7 @@ import asyncpg
 
 from job_api import migrations
 from job_api.embedded import EmbeddedPostgres
-from job_api.errors import DatabaseUnavailable, JobApiError, NoDiskSpace
+from job_api.errors import DatabaseUnavailable, InvalidRequest, JobApiError, NoDiskSpace
 from job_api.settings import Settings, StartupError
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ UNAVAILABLE = (
     asyncpg.QueryCanceledError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
+)
+
+
+# A text of the request that got past its schema: PostgreSQL knows neither NUL nor lone surrogates.
+UNSTORABLE = (
+    asyncpg.CharacterNotInRepertoireError,
+    asyncpg.UntranslatableCharacterError,
+    asyncpg.InvalidTextRepresentationError,
 )
 
 
@@ -123,6 +131,7 @@ class Database:
         Raises:
             DatabaseUnavailable: the database is away or not ready.
             NoDiskSpace: its disk is full.
+            InvalidRequest: it was given a text that it cannot hold.
         """
         if self._pool is None:
             raise DatabaseUnavailable("the service is starting or stopping; try again")
@@ -133,6 +142,8 @@ class Database:
             raise NoDiskSpace(
                 "the database's disk is full; nothing of this request was stored: make room, then try again"
             ) from error
+        except UNSTORABLE as error:
+            raise InvalidRequest("a text of the request holds a NUL character or a lone surrogate") from error
         except UNAVAILABLE as error:
             if isinstance(error, JobApiError):
                 raise

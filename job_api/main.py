@@ -34,6 +34,14 @@ log = logging.getLogger(__name__)
 PASSWORD_FILE = "admin-password"  # noqa: S105 - a file's name
 ADMIN = "admin"
 
+# The errors that the framework finds.
+KINDS = {
+    404: ProblemType.NOT_FOUND,
+    405: ProblemType.METHOD_NOT_ALLOWED,
+    413: ProblemType.TOO_LARGE,
+    422: ProblemType.INVALID_REQUEST,
+}
+
 DESCRIPTION = """
 A job service that turns directories of chemical-structure images into SMILES. People add directories to a project and
 download results; workers claim jobs, hold them by heartbeats, and post results.
@@ -50,14 +58,14 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings)
         try:
-            await database.open()
-        except StartupError as error:
-            # The server only knows that it could not start; the command says why, in a sentence and not a traceback.
-            app.state.startup_error = error
-            raise
-        try:
-            authenticator = Authenticator(database, settings.token_seconds)
-            await make_first_admin(database, authenticator, settings.data_dir)
+            try:
+                await database.open()
+                authenticator = Authenticator(database, settings.token_seconds)
+                await make_first_admin(database, authenticator, settings.data_dir)
+            except (StartupError, JobApiError) as error:
+                # The server only knows that it could not start; the command says why, in a sentence, no traceback.
+                app.state.startup_error = error
+                raise
             pace = Pace(settings.lease_seconds, settings.backoff_seconds)
             running = Service(settings, database, authenticator, pace)
             app.state.service = running
@@ -152,7 +160,8 @@ class Watch:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
-                raise self._too_large()
+                # Within the reading of a body FastAPI lets an HTTPException alone pass.
+                raise HTTPException(413, str(self._too_large()))
             return message
 
         return limited
@@ -202,9 +211,11 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
-    kinds = {404: ProblemType.NOT_FOUND, 405: ProblemType.METHOD_NOT_ALLOWED, 400: ProblemType.INVALID_REQUEST}
-    kind = kinds.get(error.status_code, ProblemType.INTERNAL)
-    return _problem(error.status_code, kind, str(error.detail), str(error.detail), headers=dict(error.headers or {}))
+    # FastAPI's 400 is a body that cannot be read: the same mistake as JSON that cannot be parsed.
+    status = 422 if error.status_code == 400 else error.status_code
+    kind = KINDS.get(status, ProblemType.INTERNAL)
+    title = kind.replace("-", " ").capitalize()
+    return _problem(status, kind, title, str(error.detail), headers=dict(error.headers or {}))
 
 
 async def _crash(request: Request, _error: Exception) -> JSONResponse:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import httpx
-import stamina
+import tenacity
 
 _PROGRESS_BYTES = 8 << 20
 _TIMEOUT = httpx.Timeout(60, connect=10)
@@ -75,7 +75,7 @@ def unpack(archive: Path, into: Path) -> None:
 def _fetch(url: str, part: Path, on_progress: Callable[[int, int | None], None]) -> None:
     try:
         with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
-            for attempt in stamina.retry_context(on=_TransientError, attempts=_ATTEMPTS, timeout=None):
+            for attempt in _attempts(_TransientError, _ATTEMPTS):
                 with attempt:
                     _fetch_rest(client, url, part, on_progress)
     except _TransientError as error:
@@ -93,7 +93,7 @@ def published_md5(url: str) -> str | None:
     base, record, name = match.groups()
     try:
         with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
-            for attempt in stamina.retry_context(on=httpx.TransportError, attempts=2):
+            for attempt in _attempts(httpx.TransportError, 2):
                 with attempt:
                     answer = client.get(f"{base}/api/records/{record}")
         files = answer.raise_for_status().json()["files"]
@@ -116,6 +116,16 @@ def _fault_of(archive: Path, md5: str | None) -> str | None:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         return f"is no sound zip file ({error})"
     return None if damaged is None else f"is damaged at {damaged}"
+
+
+def _attempts(on: type[Exception], most: int) -> tenacity.Retrying:
+    """Try at most so many times, with pauses that double from a tenth of a second to 5 s, plus up to 1 s by chance."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(on),
+        stop=tenacity.stop_after_attempt(most),
+        wait=tenacity.wait_exponential(multiplier=0.1, max=5) + tenacity.wait_random(0, 1),
+        reraise=True,
+    )
 
 
 def _fetch_rest(client: httpx.Client, url: str, part: Path, on_progress: Callable[[int, int | None], None]) -> None:

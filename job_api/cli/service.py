@@ -43,7 +43,6 @@ def serve(
     import uvicorn
 
     from job_api.main import create_app
-    from job_api.settings import StartupError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -61,15 +60,18 @@ def serve(
     address, bound = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     logging.getLogger("job_api").info("serving http://%s:%d, API documentation at /docs", shown, bound)
+    # Why a start failed is said once, below, in a sentence; uvicorn would show a traceback.
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "startup_error"))
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass
+    except SystemExit:
+        if not hasattr(app.state, "startup_error"):
+            raise
+        raise SystemExit(f"job-api: {app.state.startup_error}") from None
     finally:
         listener.close()
-    failure = getattr(app.state, "startup_error", None)
-    if isinstance(failure, StartupError):
-        raise SystemExit(f"job-api: {failure}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

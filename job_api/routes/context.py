@@ -92,17 +92,18 @@ def _needs(role: Role, *, unbound: bool) -> Callable[[Principal], Awaitable[None
 
 
 ProblemAnswer = {"model": schemas.Problem, "content": {"application/problem+json": {}}}
-_ANYWHERE: dict[int | str, dict[str, Any]] = {
-    401: {"description": "Not logged in", **ProblemAnswer},
-    403: {"description": "Not allowed", **ProblemAnswer},
-    422: {"description": "The request makes no sense", **ProblemAnswer},
-    429: {"description": "Too many failed logins", **ProblemAnswer},
-    503: {"description": "The database is away; try again", **ProblemAnswer},
-}
 _DESCRIPTIONS = {
     404: "There is no such thing",
     409: "The state of things does not allow it; `type` says why",
     413: "The body is too large",
+}
+_ANYWHERE: dict[int | str, dict[str, Any]] = {
+    401: {"description": "Not logged in", **ProblemAnswer},
+    403: {"description": "Not allowed", **ProblemAnswer},
+    413: {"description": _DESCRIPTIONS[413], **ProblemAnswer},
+    422: {"description": "The request makes no sense", **ProblemAnswer},
+    429: {"description": "Too many failed logins", **ProblemAnswer},
+    503: {"description": "The database is away; try again", **ProblemAnswer},
 }
 
 

@@ -21,7 +21,7 @@ async def token_from_login(running: ServiceDep, principal: CallerDep, wanted: Ne
     if principal.token_id is not None:
         raise Forbidden("a token cannot make another token; use a user's name and password")
     # A worker's token made by somebody else than a worker outlives the session: it ends by itself or is revoked.
-    tied = wanted.role in (None, principal.role)
+    tied = wanted.role is not Role.WORKER or principal.role is Role.WORKER
     return await running.authenticator.issue(principal, wanted, tied=tied)
 
 

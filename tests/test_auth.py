@@ -1,0 +1,321 @@
+"""Who may log in, what tokens they get, when those end, and where secrets must never show."""
+
+import base64
+import logging
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from job_api import schemas
+from job_api.auth import FAILED_LOGINS_PER_MINUTE
+from job_api.client import ApiError, Client, Refused
+from job_api.main import PASSWORD_FILE
+from job_api.schemas import NewToken, NewUser, Role
+from tests.openapi import kind_of
+from tests.plugins.service import RunningService, ServiceStarter
+
+PROJECT, OTHER = "patents", "others"
+PASSWORD = "Schlüssel-für-日本-🔑"
+
+
+@pytest.fixture
+def admin(service: RunningService) -> Client:
+    client = service.client("admin")
+    for project in (PROJECT, OTHER):
+        client.put_project(project, schemas.ProjectSettings(source="file:///data"))
+    return client
+
+
+def basic(name: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def get(service: RunningService, headers: dict[str, str] | None = None, path: str = "/v4") -> httpx.Response:
+    return httpx.get(service.root + path, headers=headers)
+
+
+def token_of(service: RunningService, name: str, password: str = PASSWORD, **wanted: object) -> httpx.Response:
+    return httpx.post(f"{service.root}/v4/token", headers=basic(name, password), json=wanted)
+
+
+# --- logging in ---
+
+
+def test_a_user_logs_in_with_any_password_that_utf_8_can_hold(service: RunningService, admin: Client) -> None:
+    for password in (PASSWORD, "colons:are:allowed:", " spaces around ", "nul \0 in the middle"):
+        admin.put_user("anna", NewUser(password=password, role=Role.READ))
+        assert get(service, basic("anna", password)).status_code == 200
+        for wrong in (password + "x", password[:-1], ""):
+            assert kind_of(get(service, basic("anna", wrong))) == "unauthenticated"
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Basic", "Basic ", "Basic !!!", "Basic " + base64.b64encode(b"\xff\xfe:x").decode(), "Basic YWRtaW4=", "Bearer"]
+    + ["Bearer ", "Bearer a b", "Digest x", "", "basic Og==", "Bearer " + "x" * 10_000],
+)
+def test_what_is_no_login_is_refused_in_words(service: RunningService, header: str) -> None:
+    answer = get(service, {"Authorization": header})
+    assert kind_of(answer) == "unauthenticated"
+    assert {"Bearer", "Basic"} <= set(re.findall(r"\w+", answer.headers["WWW-Authenticate"]))
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "a\0b", "ä", "a\nb", "admin\0", "' OR 1=1 --", "x" * 5000])
+def test_an_odd_name_is_a_wrong_name(service: RunningService, name: str) -> None:
+    assert kind_of(get(service, basic(name, service.admin_password))) == "unauthenticated"
+
+
+@pytest.mark.parametrize("name", ["a b", "1a", "ä", "a%00", "x" * 65, "a:b", "%ff"])
+def test_no_user_gets_a_name_that_cannot_be_logged_in_with(service: RunningService, name: str) -> None:
+    body = {"password": PASSWORD, "role": "read"}
+    answer = httpx.put(f"{service.root}/v4/users/{name}", headers=bearer(service.token("admin")), json=body)
+    assert kind_of(answer) == "invalid-request"
+
+
+def test_the_scheme_is_read_in_any_case(service: RunningService) -> None:
+    assert get(service, {"Authorization": f"bEARER {service.token('read')}"}).status_code == 200
+
+
+# --- what tokens may be made ---
+
+MAY_MAKE = {"admin": {*Role}, "submit": {"submit", "read", "worker"}, "read": {"read"}, "worker": {"worker"}}
+
+
+@pytest.mark.parametrize("own", list(Role))
+def test_a_login_makes_tokens_of_its_own_role_or_lesser_ones(service: RunningService, admin: Client, own: Role) -> None:
+    admin.put_user("anna", NewUser(password=PASSWORD, role=own))
+    for wanted in Role:
+        answer = token_of(service, "anna", role=wanted)
+        if wanted in MAY_MAKE[own]:
+            made = schemas.IssuedToken.model_validate_json(answer.content)
+            assert made.role == wanted
+            assert get(service, bearer(made.token)).status_code == 200
+        else:
+            assert kind_of(answer) == "forbidden"
+    assert token_of(service, "anna").json()["role"] == own
+
+
+def test_a_token_is_for_no_more_projects_than_its_maker(service: RunningService, admin: Client) -> None:
+    admin.put_user("anna", NewUser(password=PASSWORD, role=Role.SUBMIT, project=PROJECT))
+    for role in ("submit", "worker"):
+        assert token_of(service, "anna", role=role).json()["project"] == PROJECT
+        assert token_of(service, "anna", role=role, project=PROJECT).json()["project"] == PROJECT
+        assert kind_of(token_of(service, "anna", role=role, project=OTHER)) == "forbidden"
+    narrowed = token_of(service, "admin", service.admin_password, project=PROJECT).json()["token"]
+    assert get(service, bearer(narrowed), f"/v4/{PROJECT}").status_code == 200
+    assert kind_of(get(service, bearer(narrowed), f"/v4/{OTHER}")) == "forbidden"
+    assert [project["name"] for project in get(service, bearer(narrowed), "/v4/projects").json()["items"]] == [PROJECT]
+
+
+def test_a_token_cannot_make_a_token_of_longer_life(service: RunningService) -> None:
+    headers = bearer(service.token("admin"))
+    assert kind_of(httpx.post(f"{service.root}/v4/token", headers=headers, json={})) == "forbidden"
+
+
+@pytest.mark.service(token_seconds=1000)
+def test_a_session_token_ends_by_itself(service: RunningService) -> None:
+    for wanted in ({}, {"role": "read"}):
+        made = schemas.IssuedToken.model_validate(token_of(service, "admin", service.admin_password, **wanted).json())
+        assert made.expires_at is not None, wanted
+        assert abs((made.expires_at - made.created_at).total_seconds() - 1000) < 1
+        assert made.username == "admin"
+
+
+# --- when tokens end ---
+
+
+def test_a_token_ends_at_its_time_by_the_clock_of_the_database(service: RunningService, admin: Client) -> None:
+    made = admin.new_token(NewToken(name="short", role=Role.READ, expires_in_seconds=3600))
+    service.sql("UPDATE tokens SET expires_at = now() - interval '1 millisecond' WHERE id = $1", made.id)
+    assert kind_of(get(service, bearer(made.token))) == "unauthenticated"
+    service.sql("UPDATE tokens SET expires_at = now() + interval '1 hour' WHERE id = $1", made.id)
+    assert get(service, bearer(made.token)).status_code == 200
+
+
+def test_a_token_about_to_end_is_not_remembered_beyond_its_end(service: RunningService, admin: Client) -> None:
+    made = admin.new_token(NewToken(name="short", role=Role.READ, expires_in_seconds=3))
+    assert get(service, bearer(made.token)).status_code == 200
+    service.sql("UPDATE tokens SET expires_at = now() - interval '1 millisecond' WHERE id = $1", made.id)
+    assert kind_of(get(service, bearer(made.token))) == "unauthenticated"
+
+
+def test_a_revoked_token_is_refused_at_once(service: RunningService, admin: Client) -> None:
+    made = admin.new_token(NewToken(name="leaked", role=Role.ADMIN))
+    assert get(service, bearer(made.token)).status_code == 200
+    admin.revoke_token(made.id)
+    assert kind_of(get(service, bearer(made.token))) == "unauthenticated"
+    admin.revoke_token(made.id)
+    with pytest.raises(ApiError, match="no token"):
+        admin.revoke_token(10**6)
+
+
+@pytest.mark.parametrize("how", ["deleted", "new password"])
+def test_tokens_end_with_the_user_and_with_the_password(service: RunningService, admin: Client, how: str) -> None:
+    admin.put_user("anna", NewUser(password=PASSWORD, role=Role.ADMIN))
+    tokens = [token_of(service, "anna", **wanted).json()["token"] for wanted in ({}, {"role": "submit"})]
+    assert all(get(service, bearer(token)).status_code == 200 for token in tokens)
+    if how == "deleted":
+        admin.delete_user("anna")
+    else:
+        admin.put_user("anna", NewUser(password="another password", role=Role.ADMIN))
+        assert get(service, basic("anna", "another password")).status_code == 200
+    for token in tokens:
+        assert kind_of(get(service, bearer(token))) == "unauthenticated"
+    assert kind_of(get(service, basic("anna", PASSWORD))) == "unauthenticated"
+
+
+def test_one_cannot_delete_oneself(service: RunningService) -> None:
+    with Client(service.root, username="admin", password=service.admin_password) as admin:
+        with pytest.raises(Refused, match="oneself"):
+            admin.delete_user("admin")
+        assert [user.name for user in admin.users()] == ["admin"]
+
+
+# --- guessing ---
+
+
+def test_guesses_are_limited_for_one_name_from_one_address(service: RunningService, admin: Client) -> None:
+    for name in ("anna", "berta"):
+        admin.put_user(name, NewUser(password=PASSWORD, role=Role.READ))
+    for _ in range(FAILED_LOGINS_PER_MINUTE - 1):
+        assert kind_of(get(service, basic("anna", "wrong"))) == "unauthenticated"
+        assert get(service, basic("anna", PASSWORD)).status_code == 200
+    assert kind_of(get(service, basic("anna", "wrong"))) == "unauthenticated"
+    for password in ("wrong", PASSWORD):
+        answer = get(service, basic("anna", password))
+        assert kind_of(answer) == "too-many-requests"
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    assert get(service, basic("berta", PASSWORD)).status_code == 200
+    with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as elsewhere:
+        assert elsewhere.get(f"{service.root}/v4", headers=basic("anna", PASSWORD)).status_code == 200
+
+
+def test_guesses_made_at_once_are_limited_as_well(service: RunningService) -> None:
+    tries = 4 * FAILED_LOGINS_PER_MINUTE
+    together = threading.Barrier(tries)
+
+    def guess(number: int) -> int:
+        together.wait()
+        return get(service, basic("admin", f"guess {number}")).status_code
+
+    with ThreadPoolExecutor(tries) as pool:
+        statuses = list(pool.map(guess, range(tries)))
+    assert statuses.count(401) <= FAILED_LOGINS_PER_MINUTE + 2
+    assert statuses.count(401) + statuses.count(429) == tries
+
+
+# --- secrets ---
+
+
+def test_the_first_password_lies_in_a_file_of_its_owner_alone(
+    start_service: ServiceStarter, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = start_service()
+    file = Path(service.settings.data_dir) / PASSWORD_FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert len(service.admin_password) >= 20
+    assert get(service, basic("admin", service.admin_password)).status_code == 200
+    assert str(file) in caplog.text
+    assert start_service().admin_password != service.admin_password
+    file.unlink()
+    start_service(database_url=service.database_url)
+    assert not file.exists(), "an administrator is made once"
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG):
+        yield caplog
+
+
+def test_no_secret_is_in_any_log_line_answer_or_table(
+    log: pytest.LogCaptureFixture, start_service: ServiceStarter
+) -> None:
+    service = start_service()
+    admin = service.client("admin")
+    answers = []
+    for name, password in (("admin", "wrong password"), ("nobody", PASSWORD), ("admin", service.admin_password)):
+        answers.append(get(service, basic(name, password)))
+    made = admin.new_token(NewToken(name="worker", role=Role.WORKER))
+    session = token_of(service, "admin", service.admin_password).json()["token"]
+    admin.put_user("anna", NewUser(password=PASSWORD, role=Role.READ))
+    answers.append(get(service, bearer(made.token + "x")))
+    answers.append(httpx.post(f"{service.root}/v4/tokens", headers=bearer(session), json={"role": PASSWORD}))
+    for body in ({"password": PASSWORD}, {"password": PASSWORD, "role": "read", "project": "claim"}, [PASSWORD]):
+        answers.append(httpx.put(f"{service.root}/v4/users/anna", headers=bearer(session), json=body))
+    answers += [get(service, bearer(session), path) for path in ("/v4/tokens", "/v4/users", "/v4/workers", "/metrics")]
+    secrets = [service.admin_password, "wrong password", PASSWORD, made.token, session, service.token("admin")]
+    secrets += [basic("admin", service.admin_password)["Authorization"].removeprefix("Basic ")]
+    said = "\n".join([*log.messages, log.text, *(answer.text for answer in answers)])
+    assert "made the user" in said, "the log is heard"
+    for secret in secrets:
+        assert secret not in said
+        assert rows_holding(service, secret) == []
+    assert rows_holding(service, "anna") == ["users"], "the tables are searched"
+
+
+def rows_holding(service: RunningService, text: str) -> list[str]:
+    """Tables with a row in which a text stands, in clear, as hexadecimal digits or in base64."""
+    tables = [row["name"] for row in service.sql("SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'")]
+    assert {"users", "tokens", "log_lines", "workers"} <= set(tables)
+    forms = [text, text.encode().hex(), base64.b64encode(text.encode()).decode()]
+    return [
+        table
+        for table in tables
+        if service.sql(f"SELECT 1 FROM {table} AS r, unnest($1::text[]) f WHERE position(f IN r::text) > 0", forms)  # noqa: S608
+    ]
+
+
+def test_the_password_that_is_stored_is_a_slow_hash(service: RunningService) -> None:
+    [user] = service.sql("SELECT password_hash FROM users")
+    assert user["password_hash"].startswith("$argon2id$")
+    assert all(len(row["token_hash"]) == 32 for row in service.sql("SELECT token_hash FROM tokens"))
+
+
+def test_what_machines_ask_needs_no_login(service: RunningService) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
+        assert get(service, path=path).status_code == 200
+
+
+def test_liveness_does_not_touch_the_database(service: RunningService) -> None:
+    """The database is taken away from it, and readiness says so while liveness does not."""
+    name = service.database_url.rpartition("/")[2].partition("?")[0]
+    service.sql("SELECT 1")
+    assert get(service, path="/healthz").text == "ok\n"
+    other = service.database_url.replace(name, "postgres")
+    _rename(other, name, f"{name}_away")
+    try:
+        answer = get(service, path="/readyz")
+        assert kind_of(answer) == "database-unavailable"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert get(service, path="/healthz").status_code == 200
+        assert get(service, path="/metrics").status_code == 200
+    finally:
+        _rename(other, f"{name}_away", name)
+    assert get(service, path="/readyz").status_code == 200
+
+
+def _rename(url: str, name: str, new: str) -> None:
+    import asyncio  # noqa: PLC0415
+
+    import asyncpg  # noqa: PLC0415
+
+    async def rename() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608
+            await connection.execute(f"ALTER DATABASE {name} RENAME TO {new}")
+        finally:
+            await connection.close()
+
+    asyncio.run(rename())

@@ -1,0 +1,93 @@
+"""Settings of the worker, read from the environment (`UWORKER_…`)."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "UWORKER_"
+
+
+class SettingsError(Exception):
+    """The worker cannot start with these settings; the message says which variable to set."""
+
+
+def _default_weights_home() -> Path:
+    return Path(os.environ.get("PYSTOW_HOME") or Path("~/.data").expanduser())
+
+
+class WorkerSettings(BaseSettings):
+    """What can be set. Every field is the environment variable `UWORKER_<NAME IN CAPITALS>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True)
+
+    job_api_root: str = Field(description="address of the job service, such as http://host:8800")
+    job_api_token: SecretStr | None = Field(default=None, description="a worker's token (job-api token add)")
+    job_api_username: str | None = Field(default=None, description="with the password: instead of a token")
+    job_api_password: SecretStr | None = Field(default=None, description="see the user name")
+    job_api_project: str | None = Field(default=None, description="work on this project only; unset: on any it may see")
+    source_root: Path | None = Field(default=None, description="where the projects' source is mounted on this machine")
+    source_allow: Annotated[list[str], NoDecode] = Field(
+        default=[], description="folders a project's source may lie in, separated by ':'; unset: any local one"
+    )
+    processes: int | None = Field(default=None, ge=1, description="recogniser processes; unset: planned")
+    threads_per_process: int = Field(default=4, ge=1, description="images one process recognises at once, at most")
+    image_timeout_seconds: float = Field(default=300, gt=0, description="after which an image's process is killed")
+    max_image_bytes: int = Field(default=100_000_000, gt=0, description="larger files are too_large")
+    max_pixels: int = Field(default=64_000_000, gt=0, description="images of more pixels are too_large")
+    weights_home: Path = Field(
+        default_factory=_default_weights_home,
+        description="folder that holds DECIMER-V2; default: PYSTOW_HOME, or ~/.data",
+    )
+    weights_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-fA-F]{64}$", description="accept only weights of this digest"
+    )
+    snapshot: str | None = Field(default=None, description="name of the software's snapshot, kept in every row")
+    hostname: str = Field(default_factory=socket.gethostname, description="this machine's name in the fleet")
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @field_validator("source_allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_level(cls, value: str) -> str:
+        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+        return value.upper()
+
+    @property
+    def secrets(self) -> list[str]:
+        """Values that must appear in no log line."""
+        return [secret.get_secret_value() for secret in (self.job_api_token, self.job_api_password) if secret]
+
+
+def load_settings(**given: Any) -> WorkerSettings:
+    """Read the settings from the environment; `given` ones that are not None go before it.
+
+    Raises:
+        SettingsError: one is missing or makes no sense; names the variable, and never shows a value.
+    """
+    try:
+        settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(e) for e in error.errors(include_input=False))) from None
+    if settings.job_api_token is None and not (settings.job_api_username and settings.job_api_password):
+        raise SettingsError(
+            f"set {PREFIX}JOB_API_TOKEN to a worker's token (made with `job-api token add NAME --role worker`), "
+            f"or {PREFIX}JOB_API_USERNAME and {PREFIX}JOB_API_PASSWORD"
+        )
+    return settings
+
+
+def _sentence(error: Any) -> str:
+    name = PREFIX + str(error["loc"][0]).upper()
+    if error["type"] == "missing":
+        description = WorkerSettings.model_fields[str(error["loc"][0])].description
+        return f"set {name}: {description}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
