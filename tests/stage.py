@@ -121,7 +121,9 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "DELETE /v4/workers/{worker_id}": None,
     "DELETE /v4/{project}": None,
 }
-QUERY = {"GET /v4/{project}/jobs/{job_id}/images-done": {"worker_id": WORKER, "lease_seq": 1}}
+QUERY: dict[str, dict[str, str | int]] = {
+    "GET /v4/{project}/jobs/{job_id}/images-done": {"worker_id": WORKER, "lease_seq": 1}
+}
 # Called after all others but the DELETEs, when other calls have queued jobs again, and while WORKER may still claim.
 STEERING = ("drain", "quarantine", "lift")
 

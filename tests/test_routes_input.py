@@ -75,7 +75,7 @@ def test_a_text_that_cannot_be_stored_is_refused_wherever_it_stands(stage: Stage
         in_url = bad.encode(errors="surrogatepass")
         for name, schema in operation.parameters("query").items():
             if is_text(operation, schema):
-                url = httpx.QueryParams(QUERY.get(operation.key)).set(name, "x")
+                url = httpx.QueryParams(QUERY.get(operation.key, {})).set(name, "x")
                 raw = stage.path(operation) + f"?{url}".replace(f"{name}=x", f"{name}={quoted(in_url)}")
                 declared(operation, stage.right_call(operation, raw, params=None), name)
                 tried += 1

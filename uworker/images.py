@@ -18,9 +18,10 @@ from job_api.schemas import ResultStatus
 from job_api.text import MAX_PATH_BYTES, clean_text
 from uworker.settings import WorkerSettings
 
-# Endings, in lower case, of files that say they are pictures; SVG and PDF among them, to be told that they are not read.
+# Endings, in lower case, of files that say they are pictures; SVG and PDF among them, to be told they are not read.
 IMAGE_ENDINGS = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .gif .bmp .dib .tif .tiff .webp .heic .heif .avif .svg .pdf".split()
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".heic"}
+    | {".heif", ".avif", ".svg", ".pdf"}
 )
 _IGNORED_DIRECTORIES = frozenset({"__MACOSX"})
 
@@ -172,16 +173,7 @@ class LocalSource:
         if not self._is_inside(image.key):
             return Verdict(ResultStatus.UNREADABLE, "the file is a link that leads out of the source")
         try:
-            # Not blocking: a pipe that nobody writes to must not hold the worker up.
-            descriptor = os.open(image.key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    return Verdict(ResultStatus.UNREADABLE, "this is not a plain file")
-                if status.st_size > self._max_image_bytes:
-                    return self._too_large(status.st_size)
-                data = file.read(self._max_image_bytes + 1)
-                return data if len(data) <= self._max_image_bytes else self._too_large(len(data))
+            return self._read_file(image.key)
         except FileNotFoundError:
             if not os.path.isdir(self._root):  # noqa: PTH112
                 raise StorageFault(f"the source's root {self._root} has gone away") from None
@@ -190,6 +182,17 @@ class LocalSource:
             if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO):
                 return Verdict(ResultStatus.UNREADABLE, f"the file cannot be opened: {error.strerror}")
             raise StorageFault(f"{image.name!r} cannot be read: {error.strerror or error}") from error
+
+    def _read_file(self, path: str) -> bytes | Verdict:
+        # Not blocking: a pipe that nobody writes to must not hold the worker up.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return Verdict(ResultStatus.UNREADABLE, "this is not a plain file")
+            # Its size is asked before it is read, and bounded all the same: it may be growing.
+            data = file.read(self._max_image_bytes + 1) if status.st_size <= self._max_image_bytes else None
+        size = status.st_size if data is None else len(data)
+        return self._too_large(size) if data is None or size > self._max_image_bytes else data
 
     def _too_large(self, size: int) -> Verdict:
         return Verdict(ResultStatus.TOO_LARGE, f"the file has {size} bytes; at most {self._max_image_bytes} are read")

@@ -1,0 +1,137 @@
+"""The claiming thread: asks for the next job before the recognisers run dry, by long poll."""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from job_api.client import Client, ClientError, NotFound, Refused, Unreachable, WorkerStopped
+from job_api.schemas import ClaimRequest, Lease
+from job_api.version import VERSION
+
+log = logging.getLogger(__name__)
+
+LONG_POLL_SECONDS = 20.0
+LOOK_AGAIN_SECONDS = 0.2
+RETRY_SECONDS = 2.0
+
+
+class Claimer:
+    """Claims for one worker.
+
+    Args:
+        client: the way to the service; its retries end when the worker stops.
+        worker_id: who claims.
+        project: work on this one only; None for any.
+        hostname: this machine's name.
+        once: whether the worker ends when the queue is empty.
+        wanted: whether another job is wanted now.
+        on_lease: told of each lease.
+        on_refusal: told when the service does not let the worker in.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        worker_id: str,
+        *,
+        project: str | None,
+        hostname: str,
+        once: bool,
+        wanted: Callable[[], bool],
+        on_lease: Callable[[Lease], None],
+        on_refusal: Callable[[ClientError], None],
+    ) -> None:
+        self._client = client
+        self._worker_id = worker_id
+        self._project = project
+        self._hostname = hostname
+        self._once = once
+        self._wanted = wanted
+        self._on_lease = on_lease
+        self._on_refusal = on_refusal
+        self._stop = threading.Event()
+        # Kept until its answer has arrived: the same key again gets the same leases again.
+        self._key: str | None = None
+        self._jobs_ended = 0
+        self._empty = False
+        self._thread = threading.Thread(target=self._claim_for_ever, name="claimer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Claim no more."""
+        self._stop.set()
+
+    @property
+    def claiming(self) -> bool:
+        """Whether a claim is on its way."""
+        return self._key is not None
+
+    @property
+    def queue_empty(self) -> bool:
+        """Whether a claim since the last job's end found nothing, and nothing waits for its back-off either."""
+        return self._empty
+
+    def note_end(self) -> None:
+        """A job of this worker has ended; it may have been queued again, so what was known of the queue is void."""
+        self._jobs_ended += 1
+        self._empty = False
+
+    def _claim_for_ever(self) -> None:
+        while not self._stop.is_set():
+            if not self._wanted():
+                self._stop.wait(LOOK_AGAIN_SECONDS)
+                continue
+            try:
+                self._claim()
+            except WorkerStopped as error:
+                # The heartbeat brings the same news, and what to do.
+                self._key = None
+                log.info("%s", error)
+                self._stop.wait(RETRY_SECONDS)
+            except NotFound as error:
+                self._key = None
+                if self._once:
+                    self._on_refusal(error)
+                    return
+                log.warning("%s; waiting for it to be made", error)
+                self._stop.wait(RETRY_SECONDS)
+            except Refused as error:
+                self._on_refusal(error)
+                return
+            except Unreachable as error:
+                log.warning("%s; trying again", error)
+                self._stop.wait(RETRY_SECONDS)
+            except ClientError:
+                self._key = None
+                log.exception("a claim failed; trying again")
+                self._stop.wait(RETRY_SECONDS)
+
+    def _claim(self) -> None:
+        self._key = self._key or uuid.uuid4().hex
+        wait = 0.0 if self._once else LONG_POLL_SECONDS
+        asked_at, ended_before = time.monotonic(), self._jobs_ended
+        leases, pending = self._client.claim(
+            self._project,
+            ClaimRequest(
+                worker_id=self._worker_id,
+                claim_key=self._key,
+                wait_seconds=wait,
+                hostname=self._hostname[:200],
+                version=VERSION,
+            ),
+        )
+        if self._stop.is_set():
+            # The goodbye gives these back with the rest.
+            return
+        self._empty = not leases and pending == 0 and ended_before == self._jobs_ended
+        for lease in leases:
+            self._on_lease(lease)
+        self._key = None
+        if not leases and time.monotonic() - asked_at < 1:
+            # A service that does not let polls wait must not be asked without a pause.
+            self._stop.wait(1.0 if not self._empty else LOOK_AGAIN_SECONDS)

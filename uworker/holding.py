@@ -1,0 +1,172 @@
+"""One lease in the worker's hands: which of its images are on their way, and which rows the service lacks.
+
+Three threads meet here, under the holding's lock: the reader adds images, the main thread adds rows, the poster takes
+them. How a holding ends is decided once: completed, failed, released, or lost.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from job_api.schemas import Fail, Lease, NewResult, ResultStatus
+from uworker.images import Verdict
+
+MAX_BATCH_ROWS = 50
+MAX_BATCH_AGE_SECONDS = 2.0
+
+
+class Ending(StrEnum):
+    """How the worker must end a lease."""
+
+    COMPLETE = "complete"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to post, and whether and how the lease ends with them."""
+
+    rows: list[NewResult]
+    ending: Ending | None
+
+
+class Holding:
+    """A lease and all that belongs to it."""
+
+    def __init__(self, lease: Lease, worker_id: str) -> None:
+        self.lease = lease
+        self.worker_id = worker_id
+        self.began = time.monotonic()
+        self.image_count = 0
+        self.recognised = 0
+        self._lock = threading.Lock()
+        self._open: set[int] = set()
+        self._rows: deque[NewResult] = deque()
+        self._oldest_row_at = 0.0
+        self._listed = False
+        self._lost = False
+        self._failure: Fail | None = None
+
+    def __str__(self) -> str:
+        return f"job {self.lease.job_id}"
+
+    @property
+    def log_context(self) -> dict[str, Any]:
+        """What the central log shall know of a line about this job, as logging's `extra`."""
+        return {"lease": self.lease}
+
+    @property
+    def engine_key(self) -> tuple[str, str]:
+        """What recognisers must be loaded with for this job; equal keys share them."""
+        return self.lease.engine, repr(sorted(self.lease.engine_options.items()))
+
+    # --- the reader ---
+
+    def expect(self, task_id: int) -> None:
+        """An image is on its way to the engine."""
+        with self._lock:
+            self._open.add(task_id)
+
+    def refuse(self, image: str, verdict: Verdict) -> None:
+        """An image is not given to the engine."""
+        self._add(
+            NewResult(image=image, status=verdict.status, error_message=verdict.message, engine=self.lease.engine)
+        )
+
+    def finish_listing(self) -> None:
+        """All images are on their way, and `image_count` is right."""
+        with self._lock:
+            self._listed = True
+
+    def fail(self, reason: str, message: str, *, retryable: bool) -> None:
+        """The job cannot be done; rows that are there already are posted first."""
+        with self._lock:
+            if self._failure is None:
+                self._failure = Fail(
+                    worker_id=self.worker_id,
+                    lease_seq=self.lease.lease_seq,
+                    reason=reason,
+                    retryable=retryable,
+                    message=message,
+                )
+
+    # --- the main thread ---
+
+    def finish(self, task_id: int, image: str, row: Mapping[str, Any]) -> None:
+        """The engine has answered for an image."""
+        with self._lock:
+            self._open.discard(task_id)
+        result = NewResult.model_validate({"engine": self.lease.engine, **row, "image": image})
+        self.recognised += result.status is ResultStatus.RECOGNISED
+        self._add(result)
+
+    def _add(self, row: NewResult) -> None:
+        with self._lock:
+            if not self._rows:
+                self._oldest_row_at = time.monotonic()
+            self._rows.append(row)
+
+    # --- any thread ---
+
+    def lose(self) -> set[int]:
+        """The lease is not ours any more: nothing of it may be posted. Returns the images still on their way."""
+        with self._lock:
+            self._lost = True
+            self._rows.clear()
+            outstanding, self._open = self._open, set()
+            return outstanding
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether further images of it are in vain."""
+        return self._lost or self._failure is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease is not ours any more."""
+        return self._lost
+
+    @property
+    def failure(self) -> Fail | None:
+        """What it fails with, if it does."""
+        return self._failure
+
+    def rows_waiting(self) -> int:
+        """Rows that the service has not acknowledged."""
+        with self._lock:
+            return len(self._rows)
+
+    # --- the poster ---
+
+    def next_batch(self, *, flush: bool) -> Batch | None:
+        """The rows to post now, or None while it is better to wait for more.
+
+        Args:
+            flush: whether to post what is there, because the worker stops.
+        """
+        with self._lock:
+            if self._lost:
+                return None
+            rows = [row for row, _ in zip(self._rows, range(MAX_BATCH_ROWS), strict=False)]
+            ending = None
+            if len(rows) == len(self._rows):
+                if self._failure is not None:
+                    ending = Ending.FAIL
+                elif self._listed and not self._open:
+                    ending = Ending.COMPLETE
+            old = bool(rows) and time.monotonic() - self._oldest_row_at >= MAX_BATCH_AGE_SECONDS
+            if ending is not None or len(rows) == MAX_BATCH_ROWS or (rows and (old or flush)):
+                return Batch(rows, ending)
+            return None
+
+    def acknowledge(self, rows: int, replacements: Iterable[NewResult] = ()) -> None:
+        """The service has the oldest `rows` rows; `replacements` stand for those of them that it refused."""
+        with self._lock:
+            for _ in range(min(rows, len(self._rows))):
+                self._rows.popleft()
+            self._rows.extend(replacements)
+            self._oldest_row_at = time.monotonic()

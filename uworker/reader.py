@@ -1,0 +1,161 @@
+"""The reading thread: lists the images of each job and reads them ahead of need, into a bounded queue."""
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from job_api.client import Client, ClientError, LeaseLost, NotFound
+from uworker.holding import Holding
+from uworker.images import Source, SourceError, Verdict, open_source
+from uworker.settings import WorkerSettings
+from uworker.tasks import ImageTask
+
+log = logging.getLogger(__name__)
+
+MAX_IMAGES_AHEAD = 64
+MAX_BYTES_AHEAD = 256_000_000
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image whose bytes are in memory, and the job it belongs to."""
+
+    holding: Holding
+    task: ImageTask
+
+
+class Reader:
+    """Reads for one worker. Owned by its thread, but for the queues, which its condition guards.
+
+    Args:
+        client: asks which images are done already.
+        settings: say which sources may be read, and how large an image may be.
+        on_change: told when an image is ready or a row was added; must be quick.
+    """
+
+    def __init__(self, client: Client, settings: WorkerSettings, on_change: Callable[[], None]) -> None:
+        self._client = client
+        self._settings = settings
+        self._on_change = on_change
+        self._task_ids = itertools.count(1)
+        self._changed = threading.Condition()
+        self._jobs: deque[Holding] = deque()
+        self._ahead: deque[ReadImage] = deque()
+        self._bytes_ahead = 0
+        self._unread = 0
+        self._busy = False
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read no more; what is ahead is dropped."""
+        with self._changed:
+            self._stopped = True
+            self._jobs.clear()
+            self._ahead.clear()
+            self._changed.notify_all()
+
+    def add(self, holding: Holding) -> None:
+        """Read this job after those that were added before."""
+        with self._changed:
+            self._jobs.append(holding)
+            self._changed.notify_all()
+
+    def images_ahead(self) -> int:
+        """Images that are read, or listed and about to be; a job that is not listed yet counts as many."""
+        with self._changed:
+            unlisted = len(self._jobs) + (self._busy and not self._unread and not self._ahead)
+            return len(self._ahead) + self._unread + unlisted * MAX_IMAGES_AHEAD
+
+    def peek(self) -> ReadImage | None:
+        """The next image, left where it is."""
+        with self._changed:
+            while self._ahead and self._ahead[0].holding.abandoned:
+                self._drop()
+            return self._ahead[0] if self._ahead else None
+
+    def take(self) -> ReadImage | None:
+        """The next image."""
+        with self._changed:
+            return self._drop() if self._ahead else None
+
+    def _drop(self) -> ReadImage:
+        image = self._ahead.popleft()
+        self._bytes_ahead -= len(image.task.data)
+        self._changed.notify_all()
+        return image
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.wait_for(lambda: self._jobs or self._stopped)
+                if self._stopped:
+                    return
+                holding = self._jobs.popleft()
+                self._busy = True
+            self._read_job(holding)
+            with self._changed:
+                self._unread = 0
+            self._on_change()
+
+    def _read_job(self, holding: Holding) -> None:
+        try:
+            self._read_images(holding, open_source(holding.lease.source, self._settings))
+        except SourceError as error:
+            holding.fail(error.reason, str(error), retryable=error.retryable)
+        except (LeaseLost, NotFound):
+            # The heartbeat hears of it too; there is nothing to be done for this job.
+            holding.lose()
+        except ClientError as error:
+            holding.fail("service", f"the images that are done could not be asked for: {error}", retryable=True)
+        except Exception as error:
+            # Whatever it is, the job must not stay in this worker's hands for ever.
+            log.exception("%s: the reading failed", holding, extra=holding.log_context)
+            holding.fail("worker", f"the reading failed: {type(error).__name__}: {error}", retryable=True)
+
+    def _read_images(self, holding: Holding, source: Source) -> None:
+        images = source.list_images(holding.lease.directory)
+        done: set[str] = set()
+        if holding.lease.results_count:
+            done.update(self._client.images_done(holding.lease, holding.worker_id))
+        holding.image_count = len(images)
+        left = [image for image in images if image.name not in done]
+        if done:
+            log.info("%s: %d of %d images are done already", holding, len(images) - len(left), len(images))
+        for number, image in enumerate(left):
+            with self._changed:
+                self._unread = len(left) - number
+            data = source.read(image)
+            if isinstance(data, Verdict):
+                holding.refuse(image.name, data)
+                self._on_change()
+            elif not self._put(ReadImage(holding, ImageTask(next(self._task_ids), image.name, data))):
+                return
+        holding.finish_listing()
+
+    def _put(self, image: ReadImage) -> bool:
+        """Queue an image when there is room; False when nobody wants it any more."""
+        size = len(image.task.data)
+        with self._changed:
+            while not self._has_room(size) and not self._stopped and not image.holding.abandoned:
+                # A lease that is lost meanwhile notifies nobody here.
+                self._changed.wait(0.5)
+            if self._stopped or image.holding.abandoned:
+                return False
+            image.holding.expect(image.task.task_id)
+            self._ahead.append(image)
+            self._bytes_ahead += size
+        self._on_change()
+        return True
+
+    def _has_room(self, size: int) -> bool:
+        # One image always has room, however large it is.
+        return not self._ahead or (len(self._ahead) < MAX_IMAGES_AHEAD and self._bytes_ahead + size <= MAX_BYTES_AHEAD)

@@ -1,0 +1,343 @@
+"""The worker: puts its threads together, gives images to recognisers, and ends in an orderly way.
+
+The main thread owns the recognisers and the bookkeeping of images in their hands. Reading, posting, claiming,
+heartbeats and the central log have a thread each; what they share is guarded where it lies.
+"""
+
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import psutil
+
+from job_api.client import Client, ClientError, Refused, Unreachable
+from job_api.schemas import Lease, MachineLoad, WorkerState
+from uworker.claimer import Claimer
+from uworker.crew import Crew
+from uworker.display import Display
+from uworker.heart import Heart
+from uworker.holding import Holding
+from uworker.journal import Journal, SecretFilter
+from uworker.poster import Poster
+from uworker.reader import Reader
+from uworker.scaling import plan, read_machine
+from uworker.settings import WorkerSettings
+from uworker.tasks import CannotLoad, EngineReady, Finished
+from uworker.weights import WeightsError
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED = 0, 2, 3, 4
+
+LOOP_SECONDS = 0.25
+FEWEST_HOLDINGS = 4
+MAX_ROWS_WAITING = 5_000
+RATE_SECONDS = 60.0
+# An orderly end takes at most the sum of these, well under the 20 s that a spot VM or `docker stop` leaves.
+FLUSH_SECONDS, GOODBYE_SECONDS, JOURNAL_SECONDS = 8.0, 4.0, 3.0
+
+
+def new_worker_id(hostname: str) -> str:
+    """An id for this process alone: two workers of one host are two workers, and so is one that starts again."""
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", hostname).strip(".-")[:80] or "worker"
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        settings: as read from the environment.
+        once: end when the queue is empty.
+    """
+
+    def __init__(self, settings: WorkerSettings, *, once: bool) -> None:
+        self._settings = settings
+        self._once = once
+        self.worker_id = new_worker_id(settings.hostname)
+        self._bell = threading.Event()
+        self._leave = threading.Event()
+        self._signals = 0
+        self._exit_code: int | None = None
+        self._lock = threading.Lock()
+        self._holdings: list[Holding] = []
+        self._owners: dict[int, tuple[Holding, str]] = {}
+        self._jobs_done = 0
+        self._images_done = 0
+        self._finished_at: deque[float] = deque()
+        secret_filter = SecretFilter(settings.secrets)
+        self._display = Display(secret_filter, settings.log_level)
+        self._clients: list[Client] = []
+        self._journal = Journal(self._client(3), self.worker_id, secret_filter)
+        self._crew = Crew(
+            settings,
+            plan(read_machine(), threads_per_process=settings.threads_per_process, processes=settings.processes),
+            self._wake,
+        )
+        patient = self._client(60)
+        self._reader = Reader(patient, settings, self._wake)
+        self._poster = Poster(patient, self._end, self._refuse)
+        self._claimer = Claimer(
+            self._client(60),
+            self.worker_id,
+            project=settings.job_api_project,
+            hostname=settings.hostname,
+            once=once,
+            wanted=self._wants_job,
+            on_lease=self._take,
+            on_refusal=self._refuse,
+        )
+        self._heart = Heart(
+            self._client(5, timeout_seconds=10),
+            self.worker_id,
+            holdings=self._held,
+            load=self._load,
+            claiming=lambda: self._claimer.claiming,
+            on_lost=self._lose,
+            on_refusal=self._refuse,
+        )
+
+    def _client(self, retry_seconds: float, timeout_seconds: float = 30) -> Client:
+        settings = self._settings
+        token, password = settings.job_api_token, settings.job_api_password
+        client = Client(
+            settings.job_api_root,
+            username=None if token else settings.job_api_username,
+            password=password.get_secret_value() if password and not token else None,
+            token=token.get_secret_value() if token else None,
+            retry_seconds=retry_seconds,
+            timeout_seconds=timeout_seconds,
+            stop=self._leave,
+        )
+        self._clients.append(client)
+        return client
+
+    # --- the main thread ---
+
+    def run(self) -> int:
+        """Work until told to stop, or with `once` until the queue is empty; returns the exit code."""
+        signal.signal(signal.SIGTERM, self._note_signal)
+        signal.signal(signal.SIGINT, self._note_signal)
+        with self._display:
+            try:
+                heartbeat_seconds = self._reach_service()
+                if heartbeat_seconds is not None:
+                    logging.getLogger().addHandler(self._journal)
+                    for thread in (self._journal, self._reader, self._poster, self._claimer):
+                        thread.start()
+                    self._heart.start(heartbeat_seconds)
+                    self._work()
+            finally:
+                self._shut_down()
+        return self._exit_code or EXIT_DONE
+
+    def _note_signal(self, _number: int, _frame: Any) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            # Asked twice: the children go with this process, and the leases run out.
+            os._exit(128 + signal.SIGTERM)
+        self._bell.set()
+        self._crew.wake()
+
+    def _wake(self) -> None:
+        self._bell.set()
+        self._crew.wake()
+        self._poster.wake()
+
+    def _reach_service(self) -> float | None:
+        """Ask the service for its pace; wait for one that is away, or with `once` give up on it."""
+        client = self._client(2)
+        log.info("worker %s, %s, job service %s", self.worker_id, self._crew.plan, self._settings.job_api_root)
+        while not self._signals:
+            try:
+                return client.server().heartbeat_seconds
+            except Refused as error:
+                self._refuse(error)
+                return None
+            except Unreachable as error:
+                log.warning("%s; %s", error, "giving up" if self._once else "trying again")
+                if self._once:
+                    self._exit_code = EXIT_REFUSED
+                    return None
+            except ClientError as error:
+                self._refuse(error)
+                return None
+            self._bell.wait(2)
+        return None
+
+    def _work(self) -> None:
+        doing = ""
+        while not self._is_over():
+            self._crew.forget(self._forgotten())
+            try:
+                doing = self._feed()
+            except WeightsError as error:
+                self._stop_for(EXIT_ENGINE, str(error))
+                return
+            reports = self._crew.poll(LOOP_SECONDS)
+            if reports is None:
+                self._bell.wait(LOOP_SECONDS)
+                self._bell.clear()
+            for report in reports or []:
+                self._hear(report)
+            self._display.show(jobs=self._jobs_done, images=self._images_done, speed=self._speed(), doing=doing)
+
+    def _is_over(self) -> bool:
+        if self._signals or self._exit_code is not None:
+            return True
+        if self._held():
+            return False
+        if self._heart.state in (WorkerState.DRAIN, WorkerState.GONE):
+            log.info("this worker was told to stop and holds nothing any more")
+            return True
+        return self._once and self._claimer.queue_empty
+
+    def _feed(self) -> str:
+        """Give images to the recognisers as long as they take some; says what keeps the rest."""
+        while (image := self._reader.peek()) is not None:
+            if self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+                return "waiting for the service to take the results"
+            if not self._crew.prepare(image.holding):
+                return "making the engine ready"
+            if self._crew.free_slots() <= 0:
+                return "recognising"
+            if (taken := self._reader.take()) is not None:
+                self._owners[taken.task.task_id] = (taken.holding, taken.task.name)
+                self._crew.submit(taken.task)
+        return "recognising" if self._owners else "waiting for jobs"
+
+    def _forgotten(self) -> set[int]:
+        """Images in the recognisers' hands that belong to lost leases."""
+        gone = {task_id for task_id, (holding, _) in self._owners.items() if holding.lost}
+        for task_id in gone:
+            del self._owners[task_id]
+        return gone
+
+    def _hear(self, report: Finished | EngineReady | CannotLoad) -> None:
+        match report:
+            case Finished(task_id, row):
+                if (owner := self._owners.pop(task_id, None)) is not None:
+                    holding, image = owner
+                    holding.finish(task_id, image, row)
+                    self._images_done += 1
+                    self._finished_at.append(time.monotonic())
+                    self._poster.wake()
+            case EngineReady(run):
+                log.info("a recogniser is ready: %s %s, weights: %s", run.engine, run.engine_version, run.weights)
+                if self._crew.engine_key is not None:
+                    run = run.model_copy(update={"snapshot": self._settings.snapshot})
+                    self._poster.use(self._crew.engine_key, run)
+            case CannotLoad(message):
+                self._stop_for(EXIT_ENGINE, f"the engine cannot be loaded: {message}")
+
+    def _stop_for(self, exit_code: int, message: str) -> None:
+        log.error("%s", message)
+        self._exit_code = exit_code
+
+    def _shut_down(self) -> None:
+        """Post what is finished, give back the rest, leave no process; in under 20 s also where nobody answers."""
+        began = time.monotonic()
+        self._claimer.stop()
+        self._reader.stop()
+        for report in self._crew.poll(0) or []:
+            self._hear(report)
+        self._crew.stop(grace_seconds=0.5)
+        if self._poster.rows_waiting() and self._exit_code != EXIT_REFUSED:
+            log.info("posting the last results")
+            if not self._poster.flush(FLUSH_SECONDS):
+                log.error("%d results could not be posted; their images are done again", self._poster.rows_waiting())
+        # Ends all waiting and retrying in the other threads.
+        self._leave.set()
+        self._heart.stop()
+        if self._exit_code != EXIT_REFUSED:
+            self._say_goodbye()
+        log.info(
+            "worker %s ends: %d jobs, %d images; stopped in %.1f s",
+            self.worker_id,
+            self._jobs_done,
+            self._images_done,
+            time.monotonic() - began,
+        )
+        self._journal.finish(JOURNAL_SECONDS)
+
+    def _say_goodbye(self) -> None:
+        self._leave = threading.Event()
+        client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
+        try:
+            client.goodbye(self.worker_id)
+        except ClientError as error:
+            log.warning("the goodbye did not arrive, so the leases have to run out: %s", error)
+
+    # --- called by other threads ---
+
+    def _held(self) -> list[Holding]:
+        with self._lock:
+            return list(self._holdings)
+
+    def _wants_job(self) -> bool:
+        if self._heart.state is not WorkerState.RUN:
+            return False
+        slots = self._crew.plan.processes * self._crew.plan.threads
+        return (
+            len(self._held()) < max(FEWEST_HOLDINGS, 2 * slots)
+            and self._reader.images_ahead() < 2 * slots
+            and self._poster.rows_waiting() < MAX_ROWS_WAITING
+        )
+
+    def _take(self, lease: Lease) -> None:
+        holding = Holding(lease, self.worker_id)
+        with self._lock:
+            if any(h.lease.job_id == lease.job_id and h.lease.lease_seq == lease.lease_seq for h in self._holdings):
+                return
+            self._holdings.append(holding)
+        log.debug("%s: %s", holding, lease.directory, extra=holding.log_context)
+        self._poster.add(holding)
+        self._reader.add(holding)
+
+    def _end(self, holding: Holding) -> None:
+        with self._lock:
+            if holding in self._holdings:
+                self._holdings.remove(holding)
+        if not holding.abandoned:
+            self._jobs_done += 1
+        self._claimer.note_end()
+        self._bell.set()
+
+    def _lose(self, holding: Holding) -> None:
+        holding.lose()
+        self._wake()
+
+    def _refuse(self, error: ClientError) -> None:
+        if self._exit_code is None:
+            hint = "make a token with `job-api token add NAME --role worker` and set UWORKER_JOB_API_TOKEN"
+            self._stop_for(EXIT_REFUSED, f"{error}; {hint}" if isinstance(error, Refused) else str(error))
+        self._bell.set()
+        self._crew.wake()
+
+    def _speed(self) -> float:
+        """Images per second over the last minute."""
+        now = time.monotonic()
+        while self._finished_at and now - self._finished_at[0] > RATE_SECONDS:
+            self._finished_at.popleft()
+        return len(self._finished_at) / max(now - self._finished_at[0], 1) if self._finished_at else 0.0
+
+    def _load(self) -> MachineLoad:
+        return MachineLoad(
+            cpu_percent=psutil.cpu_percent(),
+            memory_percent=psutil.virtual_memory().percent,
+            processes=self._crew.running(),
+            threads=self._crew.running() * self._crew.plan.threads,
+            images_per_second=len(self._finished_at) / RATE_SECONDS,
+        )
+
+
+def main(settings: WorkerSettings, *, once: bool) -> None:
+    """Run a worker and end the process with its exit code."""
+    sys.exit(Worker(settings, once=once).run())
