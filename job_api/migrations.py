@@ -1,11 +1,13 @@
 """The schema's revision: what the database has, what this code needs, and the way from one to the other."""
 
+import asyncio
 from pathlib import Path
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
 
 from job_api.settings import StartupError
 
@@ -30,8 +32,32 @@ def head() -> str:
 
 
 def upgrade(url: str) -> None:
-    """Bring the database to the newest revision. Must not run inside an event loop."""
-    command.upgrade(config(url), "head")
+    """Bring the database to the newest revision; one that is newer still, which this code does not know, is left alone.
+
+    Must not run inside an event loop.
+
+    Raises:
+        StartupError: the database refuses a step; the steps before it are done.
+    """
+    if not asyncio.run(_is_behind(url)):
+        return
+    try:
+        command.upgrade(config(url), "head")
+    except DBAPIError as error:
+        raise StartupError(f"the database's schema cannot be brought up to date: {error.orig}") from error
+
+
+async def _is_behind(url: str) -> bool:
+    connection = await asyncpg.connect(url)
+    try:
+        found = await current(connection)
+    finally:
+        await connection.close()
+    return found is None or (found in _known() and found != head())
+
+
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
 
 
 async def current(connection: asyncpg.Connection) -> str | None:
@@ -51,8 +77,7 @@ async def check(connection: asyncpg.Connection) -> None:
     needed, found = head(), await current(connection)
     if found == needed:
         return
-    known = {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
-    if found is None or found in known:
+    if found is None or found in _known():
         state = "has no tables yet" if found is None else f"has the older schema {found}, and {needed} is needed"
         raise StartupError(f"the database {state}; run `job-api migrate` once, then start again")
     compatible = await connection.fetchval("SELECT compatible_revisions FROM schema_info")

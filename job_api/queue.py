@@ -295,20 +295,21 @@ async def _put(
 # --- what the clock does ---
 
 
-async def overdue_projects(connection: Connection) -> list[int]:
+async def overdue_projects(connection: Connection, *, judge_leases: bool) -> list[int]:
     """Projects that a sweep has work in."""
-    return [row["project_id"] for row in await connection.fetch(sql.OVERDUE)]
+    return [row["project_id"] for row in await connection.fetch(sql.OVERDUE, judge_leases)]
 
 
-async def sweep(connection: Connection, project_id: int) -> dict[str, int]:
-    """End expired leases of a project and queue its jobs that are due, a bounded number of each.
+async def sweep(connection: Connection, project_id: int, *, judge_leases: bool) -> dict[str, int]:
+    """Queue a project's jobs that are due and, with `judge_leases`, end its expired leases; a bounded number of each.
 
     Returns:
-        How many jobs each state gained: expired ones that were queued again or failed, and those whose wait is over.
+        How many jobs each state gained: those whose wait is over, and expired ones that were queued again or failed.
     """
     tally = Tally()
-    for row in await connection.fetch(sql.EXPIRE, project_id, SWEEP_BATCH):
-        tally.move(JobState.CLAIMED, row["state"], row["jobs"])
+    if judge_leases:
+        for row in await connection.fetch(sql.EXPIRE, project_id, SWEEP_BATCH):
+            tally.move(JobState.CLAIMED, row["state"], row["jobs"])
     due = await connection.fetchval(sql.QUEUE_DUE, project_id, SWEEP_BATCH)
     tally.move(JobState.WAITING, JobState.QUEUED, due)
     await tally.settle(connection, project_id)

@@ -114,9 +114,9 @@ SELECT count(*) FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON
 WHERE r.job_id = $1 AND {PRESENT}
 """  # noqa: S608
 
-# Projects with leases that have run out or jobs that are due.
+# Projects with jobs that are due or, where leases may be judged, leases that have run out.
 OVERDUE = """
-SELECT DISTINCT project_id FROM jobs WHERE state = 'claimed' AND lease_expires_at < now()
+SELECT DISTINCT project_id FROM jobs WHERE state = 'claimed' AND lease_expires_at < now() AND $1
 UNION SELECT DISTINCT project_id FROM jobs WHERE state = 'waiting' AND due_at <= now()
 """
 

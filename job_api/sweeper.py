@@ -23,8 +23,7 @@ async def sweep_for_ever(database: Database, settings: Settings, ring: Callable[
         try:
             async with database.connection() as connection:
                 await projects.take_samples(connection)
-            if database.contact_seconds >= settings.lease_seconds:
-                await sweep(database, ring)
+            await sweep(database, ring, judge_leases=database.contact_seconds >= settings.lease_seconds)
         except JobApiError as error:
             log.warning("the sweep was put off: %s", error)
         except Exception:
@@ -32,15 +31,15 @@ async def sweep_for_ever(database: Database, settings: Settings, ring: Callable[
             log.exception("the sweep failed; it is tried again")
 
 
-async def sweep(database: Database, ring: Callable[[], None]) -> None:
+async def sweep(database: Database, ring: Callable[[], None], *, judge_leases: bool) -> None:
     """Sweep once, each project in its own transaction, until nothing is overdue."""
     async with database.connection() as connection:
-        overdue = await queue.overdue_projects(connection)
+        overdue = await queue.overdue_projects(connection, judge_leases=judge_leases)
     for project_id in overdue:
         moved = {"": 1}
         while moved:
             async with database.transaction() as connection:
-                moved = await queue.sweep(connection, project_id)
+                moved = await queue.sweep(connection, project_id, judge_leases=judge_leases)
             if moved:
                 log.info("swept project %d: %s", project_id, moved)
                 ring()

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest_plugins = ["tests.plugins.model", "tests.plugins.service"]
+pytest_plugins = ["tests.plugins.model", "tests.plugins.service", "tests.plugins.fleet"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

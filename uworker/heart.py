@@ -79,7 +79,9 @@ class Heart:
             self.state = answer.state
         for verdict in answer.leases:
             holding = held.get((verdict.job_id, verdict.lease_seq))
-            if holding is not None and verdict.status is not LeaseStatus.HELD and not holding.lost:
+            # One that ended meanwhile is not held any more, and rightly so.
+            ended = holding is None or holding.lost or holding not in self._holdings()
+            if holding is not None and not ended and verdict.status is not LeaseStatus.HELD:
                 log.warning("%s: the lease is %s", holding, verdict.status, extra=holding.log_context)
                 self._on_lost(holding)
         self._release_unknown(answer.unnamed)

@@ -4,6 +4,7 @@ Three threads meet here, under the holding's lock: the reader adds images, the m
 them. How a holding ends is decided once: completed, failed, released, or lost.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -12,8 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
+
 from job_api.schemas import Fail, Lease, NewResult, ResultStatus
+from job_api.text import clean_text
 from uworker.images import Verdict
+
+log = logging.getLogger(__name__)
 
 MAX_BATCH_ROWS = 50
 MAX_BATCH_AGE_SECONDS = 2.0
@@ -91,21 +97,35 @@ class Holding:
                     lease_seq=self.lease.lease_seq,
                     reason=reason,
                     retryable=retryable,
-                    message=message,
+                    message=clean_text(message),
                 )
 
     # --- the main thread ---
 
     def finish(self, task_id: int, image: str, row: Mapping[str, Any]) -> None:
         """The engine has answered for an image."""
-        with self._lock:
-            self._open.discard(task_id)
-        result = NewResult.model_validate({"engine": self.lease.engine, **row, "image": image})
+        result = self._checked({"engine": self.lease.engine, **row, "image": image})
         self.recognised += result.status is ResultStatus.RECOGNISED
-        self._add(result)
+        # At once: an image that is neither open nor has a row would let the job be completed without it.
+        self._add(result, done=task_id)
 
-    def _add(self, row: NewResult) -> None:
+    def _checked(self, row: Mapping[str, Any]) -> NewResult:
+        """The row, or one that says what is wrong with it: the image must have one in either case."""
+        try:
+            return NewResult.model_validate(row)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+            context = {**self.log_context, "image": row["image"]}
+            log.exception("%s: the row of an image is not valid", self, extra=context)
+            message = clean_text(f"the recogniser's answer is not valid: {wrong}", 1000)
+            return NewResult(
+                image=row["image"], engine=self.lease.engine, status=ResultStatus.ENGINE_ERROR, error_message=message
+            )
+
+    def _add(self, row: NewResult, *, done: int | None = None) -> None:
         with self._lock:
+            if done is not None:
+                self._open.discard(done)
             if not self._rows:
                 self._oldest_row_at = time.monotonic()
             self._rows.append(row)

@@ -6,6 +6,7 @@ is a `NoImages`; storage that does not answer is a `StorageFault`, which fails t
 
 import errno
 import hashlib
+import heapq
 import os
 import stat
 from collections.abc import Iterator
@@ -47,9 +48,15 @@ class StorageFault(SourceError):
 
 
 class SourceNotAllowed(SourceError):
-    """This worker must not read there, or does not know how."""
+    """This worker must not read there."""
 
     reason = "source-not-allowed"
+
+
+class SourceUnsupported(SourceError):
+    """This worker does not know how to read there."""
+
+    reason = "source-unsupported"
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ def open_source(url: str, settings: WorkerSettings) -> Source:
     """The source of a project, as this worker sees it.
 
     Raises:
-        SourceNotAllowed: the worker may not read there, or knows no such kind of storage.
+        SourceNotAllowed: the worker may not read there.
+        SourceUnsupported: it knows no such kind of storage.
     """
     if settings.source_root is not None:
         return LocalSource(settings.source_root, settings.max_image_bytes)
@@ -101,7 +109,7 @@ def open_source(url: str, settings: WorkerSettings) -> Source:
     elif parts.scheme == "file" and parts.netloc in ("", "localhost"):
         root = Path(unquote(parts.path))
     else:
-        raise SourceNotAllowed(
+        raise SourceUnsupported(
             f"this worker reads local directories only, and the project's source is {url}; "
             "set UWORKER_SOURCE_ROOT to where it is mounted"
         )
@@ -126,15 +134,14 @@ class LocalSource:
 
     def list_images(self, directory: str) -> list[ImageFile]:
         """All images below a directory, sorted. See `Source`."""
-        if not os.path.isdir(self._root):  # noqa: PTH112 - plain strings: names need not be UTF-8
-            raise StorageFault(f"the source's root {self._root} is not there; is it mounted?")
+        self._require_root()
         if ".." in directory.split("/"):
             raise NoImages(f"the directory's name {directory!r} leads out of the source")
         top = os.path.join(self._root, directory)  # noqa: PTH118
         if not self._is_inside(top):
             raise SourceNotAllowed(f"the directory {directory!r} is a link that leads out of the source")
         try:
-            found = sorted(self._walk(top, "", set()), key=lambda item: item[0])
+            found = sorted(self._walk(top), key=lambda item: item[0])
         except (FileNotFoundError, NotADirectoryError):
             raise NoImages(f"there is no directory {directory!r} under {self._root}") from None
         except OSError as error:
@@ -144,20 +151,44 @@ class LocalSource:
         names: set[str] = set()
         return [ImageFile(_unique(_storable(path), names), os.path.join(top, path), v) for path, v in found]  # noqa: PTH118
 
-    def _walk(self, folder: str, below: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Verdict | None]]:
-        """Paths of images in a folder, relative to the job's directory, with why they may not be read."""
-        status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:
-            return  # a link back to where the walk has been
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name in _IGNORED_DIRECTORIES:
+    def _require_root(self) -> None:
+        """Tell a root that is not mounted, which must not cost its jobs, from a directory without images."""
+        try:
+            with os.scandir(self._root) as entries:
+                mounted = next(entries, None) is not None
+        except OSError as error:
+            raise StorageFault(f"the source's root {self._root} cannot be read: {error.strerror or error}") from error
+        if not mounted:
+            raise StorageFault(f"there is nothing in the source's root {self._root}; is it mounted?")
+
+    def _walk(self, top: str) -> Iterator[tuple[str, Verdict | None]]:
+        """Paths of images below a folder, relative to it, with why they may not be read.
+
+        Links to folders are followed last and each to a new place only, so that no link leads round in circles, and a
+        folder that can be reached in two ways has the same name on every machine and in every attempt.
+        """
+        folders, links, seen = [""], list[str](), set[tuple[int, int]]()
+        while folders or links:
+            below = folders.pop() if folders else heapq.heappop(links)
+            try:
+                status = os.stat(os.path.join(top, below))  # noqa: PTH116, PTH118
+                if (status.st_dev, status.st_ino) in seen:
                     continue
-                path = below + entry.name
-                outside = entry.is_symlink() and not self._is_inside(entry.path)
-                if not outside and entry.is_dir():
-                    yield from self._walk(entry.path, path + "/", seen)
+                seen.add((status.st_dev, status.st_ino))
+                with os.scandir(os.path.join(top, below)) as entries:  # noqa: PTH118
+                    found = [e for e in entries if not e.name.startswith(".") and e.name not in _IGNORED_DIRECTORIES]
+            except FileNotFoundError:
+                if below == "":
+                    raise
+                continue  # it has gone since its parent was listed
+            for entry in found:
+                is_link, path = entry.is_symlink(), below + entry.name
+                outside = is_link and not self._is_inside(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path + "/")
+                # Not `entry.is_dir()`: it raises for a link that leads to itself.
+                elif is_link and not outside and os.path.isdir(entry.path):  # noqa: PTH112
+                    heapq.heappush(links, path + "/")
                 elif os.path.splitext(entry.name)[1].lower() in IMAGE_ENDINGS:  # noqa: PTH122
                     refusal = Verdict(ResultStatus.UNREADABLE, "the file is a link that leads out of the source")
                     yield path, refusal if outside else None
@@ -174,9 +205,8 @@ class LocalSource:
             return Verdict(ResultStatus.UNREADABLE, "the file is a link that leads out of the source")
         try:
             return self._read_file(image.key)
-        except FileNotFoundError:
-            if not os.path.isdir(self._root):  # noqa: PTH112
-                raise StorageFault(f"the source's root {self._root} has gone away") from None
+        except (FileNotFoundError, NotADirectoryError):
+            self._require_root()
             return Verdict(ResultStatus.MISSING, "the file was listed and is gone")
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO):

@@ -119,7 +119,8 @@ class Journal(logging.Handler):
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def _post_for_ever(self) -> None:
         while True:

@@ -66,7 +66,7 @@ class Poster:
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-        return self._flushed.wait(seconds)
+        return self._flushed.wait(seconds) and not self.rows_waiting()
 
     def _post_for_ever(self) -> None:
         while True:
@@ -113,6 +113,8 @@ class Poster:
         except ClientError as error:
             log.exception("%s: the service cannot take the rows", holding, extra=holding.log_context)
             self._give_up(holding, error)
+            self._pause()
+            return False
         return True
 
     def _post(self, holding: Holding, batch: Batch) -> None:
@@ -190,7 +192,11 @@ class Poster:
 
     def _give_up(self, holding: Holding, error: ClientError) -> None:
         """End a lease whose rows the service will not take as they are, so that it does not stay here for ever."""
-        holding.fail("service", clean_text(str(error)), retryable=True)
+        if holding.failure is not None and not holding.rows_waiting():
+            # Not even its failure is taken; without heartbeats for it the lease runs out.
+            holding.lose()
+            return
+        holding.fail("service", str(error), retryable=True)
         if isinstance(error, ApiError):
             holding.acknowledge(holding.rows_waiting())
 

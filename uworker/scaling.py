@@ -87,14 +87,22 @@ def _cpu_quota(cgroup: Path) -> float | None:
 
 def _memory_left(cgroup: Path) -> int | None:
     """Bytes the cgroup may still take, or None where it is not limited."""
-    for limit_file, used_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit_file, used_file, details_file, cache_name in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
     ):
         limit, used = _read(cgroup / limit_file), _read(cgroup / used_file)
         # Version 1 says "no limit" with a number larger than any machine.
         if limit and used and limit[0] != "max" and int(limit[0]) < 2**60:
-            return max(0, int(limit[0]) - int(used[0]))
+            details = _read(cgroup / details_file)
+            # Files that were read count as used, and make room when it is needed.
+            cache = int(details[details.index(cache_name) + 1]) if cache_name in details else 0
+            return min(int(limit[0]), max(0, int(limit[0]) - int(used[0]) + cache))
     return None
 
 

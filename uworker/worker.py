@@ -143,7 +143,7 @@ class Worker:
         if self._signals > 1:
             # Asked twice: the children go with this process, and the leases run out.
             os._exit(128 + signal.SIGTERM)
-        self._bell.set()
+        # Not the bell: its lock may be in the hands of the very thread that is interrupted here.
         self._crew.wake()
 
     def _wake(self) -> None:
@@ -169,7 +169,7 @@ class Worker:
             except ClientError as error:
                 self._refuse(error)
                 return None
-            self._bell.wait(2)
+            self._bell.wait(1)
         return None
 
     def _work(self) -> None:
@@ -302,12 +302,13 @@ class Worker:
         self._reader.add(holding)
 
     def _end(self, holding: Holding) -> None:
+        # First: once nothing is held, what was known of the queue before decides whether the worker ends.
+        self._claimer.note_end()
         with self._lock:
             if holding in self._holdings:
                 self._holdings.remove(holding)
         if not holding.abandoned:
             self._jobs_done += 1
-        self._claimer.note_end()
         self._bell.set()
 
     def _lose(self, holding: Holding) -> None:

@@ -98,7 +98,7 @@ def migrate() -> None:
     import asyncio
 
     from job_api import migrations
-    from job_api.db import connect
+    from job_api.db import check_external, connect
     from job_api.settings import StartupError
 
     if settings.database_url is None:
@@ -116,6 +116,7 @@ def migrate() -> None:
     try:
         before = asyncio.run(revision())
         migrations.upgrade(url)
+        asyncio.run(check_external(url))
         typer.echo(f"the database's schema was {before or 'empty'} and is {asyncio.run(revision())}")
     except StartupError as error:
         raise SystemExit(f"job-api: {error}") from None

@@ -179,7 +179,7 @@ def _service(scratch: Path, output: Path) -> Iterator[tuple[str, str]]:
         root = None
         while root is None or not (data / "admin-password").exists():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"the job service did not start: {_last_line(log)}")
+                raise DemoError(f"the job service did not start: {_last_words(log)}")
             time.sleep(0.05)
             found = re.search(r"serving (http://\S+:\d+)", log.read_text(errors="replace"))
             root = found and found.group(1)
@@ -241,14 +241,16 @@ def _watch(client: Client, worker: "subprocess.Popen[bytes]", output: Path) -> N
             if not ended:
                 time.sleep(0.3)
     if worker.returncode != 0:
-        raise DemoError(f"the worker gave up: {_last_line(log)} (its log: {log})")
+        raise DemoError(f"the worker gave up: {_last_words(log)} (its log: {log})")
     if unfinished := client.project(PROJECT).jobs.unfinished:
         raise DemoError(f"the worker ended and {unfinished} directories are unfinished (its log: {log})")
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
+    """The last error in a log, or where there is none its last line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    errors = [line.partition(" ERROR ")[2] for line in lines if " ERROR " in line]
+    return (errors or lines or ["it said nothing"])[-1]
 
 
 def _download(client: Client, output: Path) -> Path:

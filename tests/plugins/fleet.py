@@ -1,0 +1,123 @@
+"""Workers as real processes, on a source of their own; nothing of them is left at the end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.plugins.model import DrawnSamples
+
+END_SECONDS = 120.0
+
+
+@dataclass
+class WorkerProcess:
+    """A `uworker` and its recognisers."""
+
+    process: "subprocess.Popen[bytes]"
+    log_file: Path
+    token: str = field(repr=False)
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def children(self) -> list[psutil.Process]:
+        """The recogniser processes that run now."""
+        try:
+            return [p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+        except psutil.NoSuchProcess:
+            return []
+
+    def wait(self, seconds: float = END_SECONDS) -> int:
+        """Wait for its end; returns the exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the worker did not end in {seconds} s:\n{self.log}") from None
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill it and what it started."""
+        children = self.children()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+        for child in children:
+            child.wait(30)
+
+
+WorkerStarter = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path, miniature_home: Path) -> Iterator[WorkerStarter]:
+    """Starts workers with the miniature model: `start_worker(root, token, once=True, **settings)`."""
+    started: list[WorkerProcess] = []
+
+    def start(
+        root: str, token: str, *, once: bool = True, python_path: Path | None = None, **settings: str
+    ) -> WorkerProcess:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("UWORKER_", "JOB_API_"))}
+        given = {"job_api_root": root, "job_api_token": token, "weights_home": str(miniature_home), **settings}
+        environment = clean | {f"UWORKER_{name.upper()}": value for name, value in given.items()}
+        if python_path is not None:
+            environment["PYTHONPATH"] = str(python_path)
+        log_file = tmp_path / f"worker-{len(started)}.log"
+        command = [sys.executable, "-m", "uworker", *(["--once"] if once else [])]
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        worker = WorkerProcess(process, log_file, token)
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.end()
+
+
+@dataclass
+class Corpus:
+    """Directories of images below `root`, and what each image is: (directory, image) -> SMILES."""
+
+    root: Path
+    smiles: dict[tuple[str, str], str]
+
+    @property
+    def directories(self) -> list[str]:
+        return sorted({directory for directory, _ in self.smiles})
+
+    @property
+    def source(self) -> str:
+        return self.root.as_uri()
+
+
+@pytest.fixture
+def corpus(samples: DrawnSamples) -> Corpus:
+    """The sample directories as they were drawn; never to be changed."""
+    return Corpus(samples.root, {(item.directory, item.image): item.smiles for item in samples.items})
+
+
+@pytest.fixture
+def long_corpus(tmp_path: Path, samples: DrawnSamples) -> Corpus:
+    """Directories enough to be killed in the middle of: 12 of 42 images each."""
+    root, smiles = tmp_path / "long corpus", {}
+    for number in range(12):
+        directory = f"{number:02} (copy)"
+        for place, item in enumerate(samples.items):
+            image = f"{place:02}/sequence{item.path.suffix}"
+            target = root / directory / image
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(item.path, target)
+            smiles[directory, image] = item.smiles
+    return Corpus(root, smiles)

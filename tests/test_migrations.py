@@ -1,0 +1,123 @@
+"""The migrations make the tables that the models describe, both ways, and the tables refuse impossible rows."""
+
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic import command
+
+from job_api import migrations, models
+from job_api.settings import StartupError
+from tests.plugins.service import run
+
+
+@pytest.fixture
+def url(make_database: Any) -> str:
+    return str(make_database())
+
+
+def fetch(url: str, *statements: str) -> list[dict[str, Any]]:
+    """Run statements in one transaction; returns the rows of the last."""
+
+    async def ask() -> list[dict[str, Any]]:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction():
+                for statement in statements[:-1]:
+                    await connection.execute(statement)
+                return [dict(row) for row in await connection.fetch(statements[-1])]
+        finally:
+            await connection.close()
+
+    return run(ask())
+
+
+COLUMNS = """
+SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns
+WHERE table_schema = 'public' ORDER BY 1, 2
+"""
+LEFT_OVER = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'public' AND c.relname NOT LIKE 'alembic_version%'
+"""
+
+
+def test_the_models_need_no_further_migration(url: str) -> None:
+    command.check(migrations.config(url))
+
+
+def test_the_way_down_leaves_nothing_and_the_way_up_makes_the_same_again(url: str) -> None:
+    before = fetch(url, COLUMNS)
+    assert {row["table_name"] for row in before} == {*models.metadata.tables, "alembic_version"}
+    command.downgrade(migrations.config(url), "base")
+    assert fetch(url, LEFT_OVER) == []
+    migrations.upgrade(url)
+    assert fetch(url, COLUMNS) == before
+    migrations.upgrade(url)
+    assert fetch(url, "SELECT version_num FROM alembic_version") == [{"version_num": migrations.head()}]
+    assert len(fetch(url, "SELECT * FROM schema_info")) == 1
+
+
+def test_ids_and_sequences_do_not_end_at_two_billion(url: str) -> None:
+    numbers = {(row["table_name"], row["column_name"]): row["data_type"] for row in fetch(url, COLUMNS)}
+    wide = [key for key in numbers if key[1].endswith(("_seq", "_id")) or key[1] in ("id", "seq", "queue_pos")]
+    other = {key: numbers[key] for key in wide if numbers[key] != "bigint"}
+    assert {key: kind for key, kind in other.items() if kind == "integer"} == {}
+    assert set(other.values()) <= {"text", "boolean"}, "names of workers, and schema_info's one row"
+    assert fetch(url, "SELECT DISTINCT data_type::text FROM pg_sequences") == [{"data_type": "bigint"}]
+
+
+def test_a_step_that_the_database_refuses_is_said(url: str) -> None:
+    command.downgrade(migrations.config(url), "base")
+    fetch(url, "CREATE TABLE jobs (mine int)")
+    with pytest.raises(StartupError, match=r'cannot be brought up to date.*relation "jobs" already exists'):
+        migrations.upgrade(url)
+    assert fetch(url, "SELECT relname FROM pg_class WHERE relname = 'users'") == [], "nothing is left half done"
+
+
+PROJECT = "INSERT INTO projects (name, source) VALUES ('p', 's')"
+HELD = "worker_id, claim_key, lease_expires_at"
+
+
+def job(columns: str, values: str) -> str:
+    return f"INSERT INTO jobs (project_id, directory, {columns}) SELECT id, 'd', {values} FROM projects"  # noqa: S608
+
+
+@pytest.mark.parametrize(
+    ("constraint", "statement"),
+    [
+        ("jobs_state_known_check", job("state", "'lost'")),
+        ("jobs_claimed_has_holder_check", job("state", "'claimed'")),
+        ("jobs_claimed_has_holder_check", job("state, worker_id, claim_key", "'claimed', 'w', 'k'")),
+        ("jobs_claimed_has_holder_check", job("state, worker_id, lease_expires_at", "'claimed', 'w', now()")),
+        ("jobs_claimed_has_holder_check", job(HELD, "'w', 'k', now()")),
+        ("jobs_claimed_has_holder_check", job("lease_expires_at", "now()")),
+        ("jobs_waiting_is_due_check", job("state", "'waiting'")),
+        ("jobs_waiting_is_due_check", job("due_at", "now()")),
+        ("jobs_finished_has_time_check", job("state", "'failed'")),
+        ("jobs_finished_has_time_check", job("state", "'cancelled'")),
+        ("jobs_finished_has_time_check", job("finished_at", "now()")),
+        ("jobs_completed_has_images_check", job("state, finished_at, image_count", "'completed', now(), 0")),
+        ("jobs_project_id_directory_key", job("state", "'queued'") + ", generate_series(1, 2)"),
+        ("jobs_project_id_fkey", "INSERT INTO jobs (project_id, directory) VALUES (0, 'd')"),
+        ("projects_name_key", PROJECT),
+        ("schema_info_one_row_check", "INSERT INTO schema_info (id) VALUES (false)"),
+        ("schema_info_pkey", "INSERT INTO schema_info DEFAULT VALUES"),
+    ],
+)
+def test_the_tables_refuse_what_must_not_be(url: str, constraint: str, statement: str) -> None:
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError) as refused:
+        fetch(url, PROJECT, statement)
+    assert refused.value.constraint_name == constraint
+
+
+def test_a_completed_job_says_how_many_images_it_has(url: str) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        fetch(url, PROJECT, job("state, finished_at", "'completed', now()"))
+
+
+def test_an_attempt_that_ended_says_when_and_how(url: str) -> None:
+    opened = "INSERT INTO attempts (job_id, lease_seq, worker_id, claim_key) SELECT id, 1, 'w', 'k' FROM jobs"
+    for half in ("ended_at = now()", "outcome = 'failed'"):
+        with pytest.raises(asyncpg.CheckViolationError, match="attempts_ended_has_time_check"):
+            fetch(url, PROJECT, job("state", "'queued'"), opened, f"UPDATE attempts SET {half}")  # noqa: S608

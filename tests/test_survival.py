@@ -1,0 +1,147 @@
+"""Whatever is killed in the middle of a run, it ends with every image exactly once."""
+
+import signal
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from job_api.client import Client
+from job_api.counters import RECOUNT, SUMS
+from job_api.schemas import NewToken, ProjectSettings, Role
+from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
+from tests.plugins.service import run
+from tests.serving import Serving, wait_for
+
+PROJECT = "patents"
+PACE: dict[str, str | int] = {"lease_seconds": 6, "heartbeat_seconds": 1, "sweep_seconds": 1, "backoff_seconds": 1}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def submit(serving: Serving, corpus: Corpus, directories: int = 6) -> tuple[Client, str]:
+    admin = serving.client(retry_seconds=60)
+    admin.put_project(PROJECT, ProjectSettings(source=corpus.source))
+    admin.add_jobs(PROJECT, corpus.directories[:directories])
+    return admin, admin.new_token(NewToken(name="w", role=Role.WORKER)).token
+
+
+def stored(admin: Client) -> int:
+    return admin.project(PROJECT).images.stored
+
+
+def assert_finished_and_right(admin: Client, corpus: Corpus, directories: int = 6, charges: int = 0) -> None:
+    status = admin.project(PROJECT)
+    assert (status.jobs.completed, status.jobs.unfinished) == (directories, 0)
+    wanted = {key: smiles for key, smiles in corpus.smiles.items() if key[0] in corpus.directories[:directories]}
+    rows = list(admin.results(PROJECT))
+    assert Counter((row["directory"], row["image"]) for row in rows) == Counter(wanted.keys())
+    assert {(row["directory"], row["image"]): row["smiles"] for row in rows} == wanted
+    assert all(job.failures <= charges for job in admin.jobs(PROJECT))
+
+
+def assert_counters_equal_recount(url: str) -> None:
+    import asyncpg  # noqa: PLC0415 - here alone
+
+    async def both() -> tuple[dict[str, int], dict[str, int]]:
+        connection = await asyncpg.connect(url)
+        try:
+            counters, recount = await connection.fetchrow(SUMS, 1), await connection.fetchrow(RECOUNT, 1)
+            assert counters is not None
+            assert recount is not None
+            return dict(counters), dict(recount)
+        finally:
+            await connection.close()
+
+    counters, recount = run(both())
+    assert counters == recount
+
+
+def end_of(worker: WorkerProcess) -> None:
+    assert worker.wait(150) == 0, worker.log
+
+
+def test_recognisers_killed_again_and_again(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+    with Serving(data_dir, **PACE) as serving:
+        admin, token = submit(serving, long_corpus)
+        worker = start_worker(serving.root, token)
+        for target in (10, 60, 120):
+            wait_for(lambda target=target: stored(admin) >= target and worker.children(), 120)  # type: ignore[misc]
+            worker.children()[0].send_signal(signal.SIGKILL)
+        end_of(worker)
+        assert_finished_and_right(admin, long_corpus)
+        assert "possible out of memory" in worker.log
+        assert any("possible out of memory" in line.message for line in admin.logs(level="error"))
+
+
+def test_the_worker_killed(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+    with Serving(data_dir, **PACE) as serving:
+        admin, token = submit(serving, long_corpus)
+        first = start_worker(serving.root, token)
+        wait_for(lambda: stored(admin) >= 30, 120)
+        children = first.children()
+        first.send(signal.SIGKILL)
+        first.process.wait(20)
+        for child in children:
+            wait_for(lambda child=child: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)  # type: ignore[misc]
+        wait_for(lambda: admin.project(PROJECT).jobs.claimed == 0)
+        second = start_worker(serving.root, token)
+        end_of(second)
+        # A job of which the dead worker had stored nothing yet is charged: it may have killed it.
+        assert_finished_and_right(admin, long_corpus, charges=1)
+        assert len({row["worker_id"] for row in admin.results(PROJECT)}) == 2
+
+
+def test_the_service_killed(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+    port = free_port()
+    with Serving(data_dir, port=port, **PACE) as serving:
+        admin, token = submit(serving, long_corpus)
+        worker = start_worker(serving.root, token)
+        wait_for(lambda: stored(admin) >= 30, 120)
+        serving.kill()
+        with Serving(data_dir, port=port, **PACE) as again:
+            end_of(worker)
+            assert_finished_and_right(again.client(), long_corpus)
+            url = f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres"
+            assert_counters_equal_recount(url)
+        serving.process.returncode = 0
+
+
+def test_the_database_killed(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+    with Serving(data_dir, **PACE) as serving:
+        admin, token = submit(serving, long_corpus)
+        worker = start_worker(serving.root, token)
+        wait_for(lambda: stored(admin) >= 30, 120)
+        killed = serving.postmaster
+        killed.kill()
+        end_of(worker)
+        assert_finished_and_right(admin, long_corpus)
+        assert serving.postmaster.pid != killed.pid
+        assert_counters_equal_recount(f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres")
+
+
+def test_sigterm_is_obeyed_in_time_when_nobody_answers(
+    data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter
+) -> None:
+    with Serving(data_dir, **PACE) as serving:
+        admin, token = submit(serving, long_corpus)
+        worker = start_worker(serving.root, token, once=False)
+        wait_for(lambda: stored(admin) >= 20, 120)
+        # Connections are still taken, and nothing is ever answered.
+        serving.process.send_signal(signal.SIGSTOP)
+        try:
+            asked_at = time.monotonic()
+            worker.send(signal.SIGTERM)
+            worker.wait(20)
+            assert time.monotonic() - asked_at < 20
+        finally:
+            serving.process.send_signal(signal.SIGCONT)
+        assert "goodbye did not arrive" in worker.log
+        assert worker.children() == []
