@@ -6,12 +6,14 @@ from job_api.db import Connection
 from job_api.errors import NotFound, WorkerGone, WorkerIdTaken, WorkerStopped
 from job_api.schemas import Heartbeat, LogLevel, LogLine, MachineLoad, StoredLogLine, Worker, WorkerState
 
-# A worker's row, made at its first word and locked: all that one worker asks for follows one another.
+# A worker's row, made at its first word and locked, so that what one worker asks for follows one another. No row comes
+# back where the id belongs to somebody else.
 TOUCH = """
 INSERT INTO workers AS w (id, owner, hostname, version, load) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (id) DO UPDATE SET last_seen_at = now(), hostname = coalesce($3, w.hostname),
                                version = coalesce($4, w.version), load = coalesce($5, w.load)
-RETURNING owner, state
+WHERE w.owner = $2
+RETURNING state
 """
 SET_STATE = "UPDATE workers SET state = $2 WHERE id = $1 RETURNING state"
 STEER = "UPDATE workers SET state = $2 WHERE id = $1 AND state <> 'gone' RETURNING id"
@@ -61,8 +63,6 @@ async def touch(connection: Connection, worker_id: str, owner: str, seen: Heartb
     load = None if seen.load is None else seen.load.model_dump(exclude_none=True)
     row = await connection.fetchrow(TOUCH, worker_id, owner, seen.hostname, seen.version, load)
     if row is None:
-        raise RuntimeError("a worker that was just stored is not there")
-    if row["owner"] != owner:
         raise WorkerIdTaken(f"the worker id {worker_id} belongs to another user or token")
     return WorkerState(row["state"])
 

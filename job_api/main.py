@@ -7,12 +7,14 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +33,7 @@ from job_api.version import VERSION
 
 log = logging.getLogger(__name__)
 
+PROBLEM_JSON = "application/problem+json"
 PASSWORD_FILE = "admin-password"  # noqa: S105 - a file's name
 ADMIN = "admin"
 
@@ -78,7 +81,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await database.close()
 
-    app = FastAPI(
+    # FastAPI's own page loads its scripts from a host that a closed network does not reach.
+    app = FastAPIOffline(
         title="decimer-jobs",
         version=VERSION,
         description=DESCRIPTION,
@@ -95,7 +99,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _crash)
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def _openapi(app: FastAPI, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI document; FastAPI files the model of an error under the route's own media type."""
+    if app.openapi_schema is None:
+        for path in build()["paths"].values():
+            for operation in path.values():
+                for response in operation["responses"].values():
+                    if PROBLEM_JSON in response.get("content", {}):
+                        response["content"] = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return app.openapi_schema or {}
 
 
 async def make_first_admin(database: Database, authenticator: Authenticator, data_dir: Path) -> None:
@@ -103,10 +119,16 @@ async def make_first_admin(database: Database, authenticator: Authenticator, dat
     async with database.connection() as connection:
         if await connection.fetchval("SELECT EXISTS (SELECT 1 FROM users)"):
             return
+    path = await reset_admin(authenticator, data_dir)
+    log.warning("made the user %r; its password is in %s", ADMIN, path)
+
+
+async def reset_admin(authenticator: Authenticator, data_dir: Path) -> Path:
+    """Give the administrator, who is made if there is none, a new random password; returns the file it is in."""
     password = secrets.token_urlsafe(18)
     path = await asyncio.to_thread(_write_password, data_dir, password)
     await authenticator.put_user(ADMIN, NewUser(password=password, role=Role.ADMIN))
-    log.warning("made the user %r; its password is in %s", ADMIN, path)
+    return path
 
 
 def _write_password(data_dir: Path, password: str) -> Path:
@@ -180,9 +202,7 @@ def _problem(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     problem = Problem(type=PROBLEM_TYPE_PREFIX + problem_type, title=title, status=status, detail=detail, errors=errors)
-    return JSONResponse(
-        problem.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
-    )
+    return JSONResponse(problem.model_dump(exclude_none=True), status, headers=headers, media_type=PROBLEM_JSON)
 
 
 def _problem_of(error: JobApiError) -> JSONResponse:

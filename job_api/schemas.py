@@ -17,6 +17,7 @@ from job_api.text import (
     MAX_TRACEBACK_CHARS,
     check_directory,
     check_relative_path,
+    clean_text,
 )
 
 MAX_JOBS_PER_ADD = 10_000
@@ -532,7 +533,9 @@ def _judge_row(row: Any, validate: Callable[[Any], NewResult]) -> NewResult | In
     except ValidationError as error:
         image = row.get("image") if isinstance(row, dict) else None
         reasons = [".".join(str(part) for part in e["loc"]) + ": " + e["msg"] for e in error.errors(include_url=False)]
-        return InvalidRow(image=image if isinstance(image, str) else None, reason="; ".join(reasons)[:1000])
+        # Cleaned, because it is said back and may be what is wrong with the row.
+        named = clean_text(image, MAX_PATH_BYTES) if isinstance(image, str) else None
+        return InvalidRow(image=named, reason=clean_text("; ".join(reasons), 1000))
 
 
 ResultRow = Annotated[NewResult, WrapValidator(_judge_row)]

@@ -97,7 +97,7 @@ class Operation:
                 return isinstance(value, bool)
             case "null":
                 return value is None
-        return schema.keys() <= {"title", "description"}
+        return set(schema) <= {"title", "description"}
 
 
 def operations(root: str) -> list[Operation]:

@@ -14,12 +14,13 @@ from typing import Self
 
 import httpx
 import psutil
+import pytest
 
 from job_api.client import Client
 from job_api.main import PASSWORD_FILE
 
 PROGRAM = str(Path(sys.executable).with_name("job-api"))
-START_SECONDS = 60.0
+START_SECONDS = 30.0
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -39,14 +40,20 @@ def environment(data_dir: Path, **settings: str | int) -> dict[str, str]:
 
 def job_api(data_dir: Path, *arguments: str, **settings: str | int) -> subprocess.CompletedProcess[str]:
     """Run a `job-api` that is expected to end by itself."""
-    return subprocess.run(
+    process = subprocess.Popen(
         [PROGRAM, *arguments],
         env=environment(data_dir, **settings),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=START_SECONDS,
-        check=False,
     )
+    try:
+        said, complained = process.communicate(timeout=START_SECONDS)
+    except subprocess.TimeoutExpired:
+        # In an orderly way, so that no database is left behind.
+        process.terminate()
+        pytest.fail(f"job-api did not end by itself: {process.communicate(timeout=START_SECONDS)}")
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
 
 
 def refusal(data_dir: Path, *arguments: str, **settings: str | int) -> str:

@@ -29,9 +29,9 @@ def root(tmp_path: Path) -> Path:
 
 def write(folder: Path, *names: str | bytes, content: bytes = b"bytes") -> None:
     for name in names:
-        path = os.path.join(os.fsencode(folder), os.fsencode(name))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(os.fsdecode(path)).write_bytes(content)
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def source(root: Path) -> LocalSource:

@@ -1,4 +1,4 @@
-"""The central log as the worker sends it: what a line carries, what is blanked, and what happens while nobody answers."""
+"""The central log as the worker sends it: what a line carries, what is blanked, what is kept while nobody answers."""
 
 import logging
 import threading
@@ -12,8 +12,7 @@ from job_api.client import Client
 from job_api.schemas import Lease, LogLines
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
-from uworker import journal as journal_module
-from uworker.journal import BLANKED, Journal, LineFormatter, SecretFilter
+from uworker.journal import BLANKED, MAX_LINES_KEPT, Journal, LineFormatter, SecretFilter
 
 SECRET = "dj_a-very-secret-token"
 LEASE = Lease(
@@ -28,6 +27,10 @@ LEASE = Lease(
     results_count=0,
 )
 WAIT_SECONDS = 20.0
+
+
+def fail(reason: str) -> None:
+    raise ValueError(reason)
 
 
 @pytest.fixture
@@ -135,7 +138,7 @@ def test_secrets_are_blanked_in_message_arguments_traceback_and_image(
 ) -> None:
     journal = attach(SECRET, "pass word")
     try:
-        raise ValueError(f"wrong: {SECRET}")
+        fail(f"wrong: {SECRET}")
     except ValueError:
         log.exception("asked with %s and %r", SECRET, {"password": "pass word"}, extra={"image": f"{SECRET}.png"})
     journal.finish(WAIT_SECONDS)
@@ -148,7 +151,7 @@ def test_secrets_are_blanked_in_message_arguments_traceback_and_image(
 def test_a_line_for_people_has_no_secret_either() -> None:
     secrets = SecretFilter([SECRET])
     try:
-        raise ValueError(SECRET)
+        fail(SECRET)
     except ValueError as error:
         record = logging.LogRecord("x", logging.ERROR, "x.py", 1, "with %s", (SECRET,), (ValueError, error, None))
     assert secrets.filter(record)
@@ -187,23 +190,18 @@ def test_lines_are_kept_in_order_while_the_service_is_away(
 
 
 def test_what_does_not_fit_is_dropped_oldest_first_and_counted(
-    attach: Attach,
-    service: Service,
-    server: ScriptedServer,
-    log: logging.Logger,
-    monkeypatch: pytest.MonkeyPatch,
+    attach: Attach, service: Service, server: ScriptedServer, log: logging.Logger
 ) -> None:
-    monkeypatch.setattr(journal_module, "MAX_LINES_KEPT", 10)
     service.away.set()
     journal = attach()
-    for number in range(35):
+    for number in range(MAX_LINES_KEPT + 25):
         log.info("%d", number)
     wait_for(lambda: server.asked, WAIT_SECONDS)
     service.away.clear()
     journal.finish(WAIT_SECONDS)
     assert service.messages == [
         "25 older log lines were dropped while the service could not be reached",
-        *map(str, range(25, 35)),
+        *map(str, range(25, MAX_LINES_KEPT + 25)),
     ]
 
 
@@ -235,17 +233,63 @@ def test_a_journal_that_was_never_started_ends_at_once(server: ScriptedServer) -
 
 def test_what_the_sending_itself_logs_is_not_sent(attach: Attach, service: Service, log: logging.Logger) -> None:
     journal = attach()
-
-    def noisy(asked: Asked) -> Answer:
-        raise AssertionError("unused")
-
-    original = journal._client.post_logs
-
-    def post_logs(*arguments: Any) -> None:
-        log.info("sending")
-        original(*arguments)
-
-    journal._client.post_logs = post_logs  # type: ignore[method-assign]
-    log.info("a line")
-    journal.finish(WAIT_SECONDS)
+    # It logs a line for each request.
+    http_log = logging.getLogger("httpx")
+    http_log.addHandler(journal)
+    level = http_log.level
+    http_log.setLevel(logging.INFO)
+    try:
+        log.info("a line")
+        journal.finish(WAIT_SECONDS)
+    finally:
+        http_log.removeHandler(journal)
+        http_log.setLevel(level)
     assert service.messages == ["a line"]
+
+
+def test_of_a_long_traceback_the_end_is_kept(attach: Attach, service: Service, log: logging.Logger) -> None:
+    journal = attach()
+    try:
+        fail("x" * 30_000 + " the end")
+    except ValueError:
+        log.exception("long")
+    journal.finish(WAIT_SECONDS)
+    [line] = service.lines
+    assert len(line["traceback"]) == 20_000
+    assert line["traceback"].rstrip().endswith(" the end")
+
+
+@pytest.mark.parametrize(
+    ("number", "level"),
+    [(5, "debug"), (10, "debug"), (25, "info"), (30, "warning"), (50, "critical"), (99, "critical")],
+)
+def test_a_level_of_ones_own_becomes_the_one_below(
+    attach: Attach, service: Service, log: logging.Logger, number: int, level: str
+) -> None:
+    log.setLevel(1)
+    journal = attach()
+    journal.setLevel(1)
+    log.log(number, "a line")
+    journal.finish(WAIT_SECONDS)
+    assert [line["level"] for line in service.lines] == [level]
+
+
+def test_lines_that_are_refused_for_good_do_not_hold_up_later_ones(log: logging.Logger) -> None:
+    messages: list[str] = []
+
+    def picky(asked: Asked) -> Answer:
+        found = [line["message"] for line in asked.body["lines"]]
+        if "poison" in found:
+            return problem(422, "invalid-request")
+        messages.extend(found)
+        return Answer(204)
+
+    with serving(picky) as server, Client(server.root, token=SECRET, retry_seconds=0) as client:
+        journal = Journal(client, "w-1", SecretFilter([]))
+        log.addHandler(journal)
+        log.info("poison")
+        journal.start()
+        wait_for(lambda: server.asked, WAIT_SECONDS)
+        log.info("good")
+        journal.finish(WAIT_SECONDS)
+    assert messages == ["good"]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from job_api.client import Client, ClientError
+from job_api.client import ApiError, Client, ClientError
 from job_api.schemas import Lease, LogLevel, LogLine
 from job_api.text import MAX_TRACEBACK_CHARS, clean_text
 
@@ -19,6 +19,7 @@ MAX_LINES_KEPT = 20_000
 LINES_PER_POST = 500
 POST_SECONDS = 2.0
 BLANKED = "[secret]"
+REFUSED_FOR_GOOD = frozenset({400, 413, 422})
 
 # What children print is noise on a terminal and evidence in the central log.
 CHILDREN_LOGGER = "uworker.recogniser"
@@ -101,17 +102,18 @@ class Journal(logging.Handler):
         trace = None
         if record.exc_info and record.exc_info[0] is not None:
             trace = "".join(traceback.format_exception(*record.exc_info))
-            trace = clean_text(self._secrets.blank(trace), MAX_TRACEBACK_CHARS)
+            # Of a long one the end is kept: it says what happened.
+            trace = clean_text(self._secrets.blank(trace), len(trace) * 4)[-MAX_TRACEBACK_CHARS:]
         image = getattr(record, "image", None)
         return LogLine(
-            level=LogLevel(record.levelname.lower()),
+            level=_level(record.levelno),
             message=clean_text(self._secrets.blank(record.getMessage())),
             logger=record.name[:200],
             traceback=trace,
             project=lease.project if lease else None,
             job_id=lease.job_id if lease else None,
             lease_seq=lease.lease_seq if lease else None,
-            image=clean_text(image) if isinstance(image, str) else None,
+            image=clean_text(self._secrets.blank(image)) if isinstance(image, str) else None,
         )
 
     def finish(self, seconds: float) -> None:
@@ -145,9 +147,11 @@ class Journal(logging.Handler):
             lines = [LogLine(level=LogLevel.WARNING, message=note, logger=__name__), *lines]
         try:
             self._client.post_logs(self._worker_id, lines)
-        except ClientError:
+        except ClientError as error:
             # The heartbeat says it already, and this would add a line for each line.
-            return False
+            if not (isinstance(error, ApiError) and error.status in REFUSED_FOR_GOOD):
+                return False
+            # They would be refused for ever, and all later ones with them.
         sent = {id(line) for line in lines}
         with self._changed:
             # Lines may have been dropped on the left meanwhile; only those that were sent go.
@@ -155,3 +159,9 @@ class Journal(logging.Handler):
                 self._lines.popleft()
             self._dropped -= dropped
         return True
+
+
+def _level(number: int) -> LogLevel:
+    """The level of a record, also of one between the named ones."""
+    named = min(max(number // 10 * 10, logging.DEBUG), logging.CRITICAL)
+    return LogLevel(logging.getLevelName(named).lower())

@@ -35,6 +35,7 @@ class Poster:
         self._holdings: list[Holding] = []
         self._runs: dict[tuple[str, str], EngineRun] = {}
         self._flushing = False
+        self._stopped = False
         self._flushed = threading.Event()
         self._thread = threading.Thread(target=self._post_for_ever, name="poster", daemon=True)
 
@@ -68,13 +69,21 @@ class Poster:
             self._changed.notify_all()
         return self._flushed.wait(seconds) and not self.rows_waiting()
 
+    def stop(self, seconds: float = 0) -> None:
+        """Post no more; waits at most `seconds` for a request that is on its way."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
     def _post_for_ever(self) -> None:
-        while True:
+        while not self._stopped:
             with self._changed:
                 holdings = list(self._holdings)
             posted = False
             for holding in holdings:
-                posted |= self._post_from(holding)
+                posted |= not self._stopped and self._post_from(holding)
             if posted:
                 continue
             if self._flushing:
@@ -208,5 +217,4 @@ class Poster:
 
     def _pause(self) -> None:
         with self._changed:
-            if not self._flushing:
-                self._changed.wait(RETRY_SECONDS)
+            self._changed.wait_for(lambda: self._flushing or self._stopped, RETRY_SECONDS)

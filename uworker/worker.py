@@ -253,6 +253,7 @@ class Worker:
             log.info("posting the last results")
             if not self._poster.flush(FLUSH_SECONDS):
                 log.error("%d results could not be posted; their images are done again", self._poster.rows_waiting())
+        self._poster.stop()
         # Ends all waiting and retrying in the other threads.
         self._leave.set()
         self._heart.stop()

@@ -120,3 +120,32 @@ def migrate() -> None:
         typer.echo(f"the database's schema was {before or 'empty'} and is {asyncio.run(revision())}")
     except StartupError as error:
         raise SystemExit(f"job-api: {error}") from None
+
+
+@app.command("reset-admin")
+def reset_admin() -> None:
+    """Give the user admin a new random password, where the old one is lost; says in which file it is.
+
+    Stop a service with an embedded database first.
+    """
+    settings = _settings()
+    import asyncio
+
+    from job_api import main
+    from job_api.auth import Authenticator
+    from job_api.db import Database
+    from job_api.settings import StartupError
+
+    async def reset() -> None:
+        database = Database(settings)
+        await database.open()
+        try:
+            path = await main.reset_admin(Authenticator(database, settings.token_seconds), settings.data_dir)
+            typer.echo(f"the user {main.ADMIN} has a new password; it is in {path}")
+        finally:
+            await database.close()
+
+    try:
+        asyncio.run(reset())
+    except StartupError as error:
+        raise SystemExit(f"job-api: {error}") from None

@@ -60,8 +60,13 @@ def service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(service)]
 
 # Declared for the OpenAPI and /docs; the Authenticator alone judges what a request brings.
-_BEARER = HTTPBase(scheme="bearer", description="A token, from POST /v4/token or an administrator.", auto_error=False)
-_BASIC = HTTPBase(scheme="basic", description="A user's name and password.", auto_error=False)
+_BEARER = HTTPBase(
+    scheme="bearer",
+    scheme_name="token",
+    description="A token, from POST /v4/token or an administrator.",
+    auto_error=False,
+)
+_BASIC = HTTPBase(scheme="basic", scheme_name="login", description="A user's name and password.", auto_error=False)
 
 
 async def caller(

@@ -277,7 +277,11 @@ def _report(client: Client, work: Work, csv_path: Path) -> None:
     recognised = [row for row in rows if row["status"] == "recognised"]
     shown = Table("image", "SMILES", "confidence")
     for row in recognised[:: max(1, len(recognised) // SHOWN_ROWS)][:SHOWN_ROWS]:
-        shown.add_row(Text(printable(row["image"])), Text(row["smiles"]), f"{float(row['confidence']):.3f}")
+        shown.add_row(
+            Text(printable(f"{row['directory']}/{row['image']}")),
+            Text(row["smiles"]),
+            f"{float(row['confidence']):.3f}",
+        )
     console.print(shown)
     for weights, sha256 in sorted({(row["weights"], row["weights_sha256"]) for row in recognised}):
         _step(f"weights: {weights}, sha256 {sha256}")

@@ -1,0 +1,315 @@
+"""Posting: rows in order and in small batches, every lease brought to its end, nothing lost while nobody answers."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from job_api.client import Client
+from job_api.schemas import EngineRun, Lease, ResultStatus
+from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
+from tests.serving import wait_for
+from uworker.holding import Holding
+from uworker.images import Verdict
+from uworker.poster import Poster
+
+WAIT_SECONDS = 30.0
+GOOD = {"status": "recognised", "smiles": "CCO"}
+
+
+class Service:
+    """Stores rows by image; what it refuses and how long it is away is up to the test."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.batches: list[list[str]] = []
+        self.runs: list[dict[str, Any]] = []
+        self.ends: list[tuple[str, dict[str, Any]]] = []
+        self.refused_smiles: set[str] = set()
+        self.losing: set[str] = set()
+        self.answers: dict[str, Answer] = {}
+
+    def __call__(self, asked: Asked) -> Answer:
+        verb = asked.path.rsplit("/", 1)[1]
+        if verb in self.answers:
+            return self.answers[verb]
+        refused = self._store(asked.body) if asked.body.get("rows") else []
+        if verb == "results":
+            return Answer(body={"stored": len(asked.body["rows"]) - len(refused), "unchanged": 0, "refused": refused})
+        if verb == "complete" and len(self.rows) < asked.body["image_count"]:
+            return problem(409, "results-missing", "rows are missing")
+        self.ends.append((verb, asked.body))
+        state, outcome = {"complete": ("completed", "completed"), "fail": ("waiting", "failed")}[verb]
+        return Answer(body={"job_id": 17, "state": state, "outcome": outcome})
+
+    def _store(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        self.batches.append([row["image"] for row in body["rows"]])
+        self.runs.append(body["run"])
+        refused = []
+        for index, row in enumerate(body["rows"]):
+            if row.get("smiles") in self.refused_smiles:
+                refused.append({"index": index, "image": row["image"], "reason": "smiles: is not liked"})
+            elif row["image"] not in self.losing:
+                self.rows[row["image"]] = row
+        return refused
+
+
+def new_holding(image_count: int) -> Holding:
+    """A lease whose images are all on their way, by task id."""
+    lease = Lease(
+        job_id=17,
+        lease_seq=3,
+        project="patents",
+        directory="a",
+        source="file:///data",
+        engine="decimer",
+        engine_options={},
+        lease_seconds=60,
+        results_count=0,
+    )
+    holding = Holding(lease, "w-1")
+    holding.image_count = image_count
+    for task_id in range(image_count):
+        holding.expect(task_id)
+    return holding
+
+
+class Posting:
+    """A poster at work and what it said."""
+
+    def __init__(self, root: str) -> None:
+        self.client = Client(root, token="t", retry_seconds=0)
+        self.ended: list[Holding] = []
+        self.refusals: list[Exception] = []
+        self.poster = Poster(self.client, self.ended.append, self.refusals.append)
+        self.poster.start()
+
+    def hold(self, image_count: int = 0) -> Holding:
+        holding = new_holding(image_count)
+        self.poster.add(holding)
+        return holding
+
+    def wait_end(self, holding: Holding) -> None:
+        wait_for(lambda: holding in self.ended, WAIT_SECONDS)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def server(service: Service) -> Iterator[ScriptedServer]:
+    with serving(service) as running:
+        yield running
+
+
+@pytest.fixture
+def posting(server: ScriptedServer) -> Iterator[Posting]:
+    posting = Posting(server.root)
+    yield posting
+    posting.poster.stop(WAIT_SECONDS)
+    posting.client.close()
+
+
+def finish_all(holding: Holding, rows: Callable[[int], dict[str, Any]] = lambda _: GOOD) -> None:
+    for task_id in range(holding.image_count):
+        holding.finish(task_id, f"{task_id:03}.png", rows(task_id))
+    holding.finish_listing()
+
+
+def test_rows_go_in_order_in_batches_and_the_last_ride_on_complete(posting: Posting, service: Service) -> None:
+    holding = posting.hold(image_count=120)
+    finish_all(holding)
+    posting.wait_end(holding)
+    assert [len(batch) for batch in service.batches] == [50, 50, 20]
+    assert [image for batch in service.batches for image in batch] == [f"{number:03}.png" for number in range(120)]
+    [(verb, body)] = service.ends
+    assert (verb, body["image_count"], len(body["rows"])) == ("complete", 120, 20)
+    assert (body["worker_id"], body["lease_seq"]) == ("w-1", 3)
+    assert posting.poster.rows_waiting() == 0
+
+
+def test_a_few_rows_do_not_wait_for_the_rest_of_the_job(posting: Posting, service: Service) -> None:
+    holding = posting.hold(image_count=2)
+    holding.finish(0, "0.png", GOOD)
+    wait_for(lambda: service.rows, WAIT_SECONDS)
+    assert service.ends == []
+    holding.finish(1, "1.png", GOOD)
+    holding.finish_listing()
+    posting.wait_end(holding)
+    assert set(service.rows) == {"0.png", "1.png"}
+
+
+def test_a_job_is_not_complete_before_its_listing_is(posting: Posting, service: Service) -> None:
+    holding = posting.hold(image_count=1)
+    holding.finish(0, "0.png", GOOD)
+    wait_for(lambda: service.rows, WAIT_SECONDS)
+    holding.refuse("1.png", Verdict(ResultStatus.MISSING, "gone"))
+    wait_for(lambda: len(service.rows) == 2, WAIT_SECONDS)
+    assert service.ends == []
+    holding.finish_listing()
+    posting.wait_end(holding)
+    assert service.rows["1.png"]["status"] == "missing"
+
+
+def test_rows_say_what_made_them(posting: Posting, service: Service) -> None:
+    holding = posting.hold(image_count=1)
+    posting.poster.use(holding.engine_key, EngineRun(engine="decimer", weights="miniature", snapshot="abc"))
+    finish_all(holding)
+    posting.wait_end(holding)
+    assert service.runs == [{"engine": "decimer", "weights": "miniature", "snapshot": "abc"}]
+
+
+@pytest.mark.parametrize("image_count", [3, 60])
+def test_a_refused_row_is_replaced_by_one_that_says_so(posting: Posting, service: Service, image_count: int) -> None:
+    service.refused_smiles = {"bad"}
+    holding = posting.hold(image_count=image_count)
+    finish_all(holding, lambda task_id: {**GOOD, "smiles": "bad"} if task_id == 1 else GOOD)
+    posting.wait_end(holding)
+    assert len(service.rows) == image_count
+    replaced = service.rows["001.png"]
+    assert replaced["status"] == "engine_error"
+    assert "is not liked" in replaced["error_message"]
+    assert [row["status"] for image, row in service.rows.items() if image != "001.png"] == ["recognised"] * (
+        image_count - 1
+    )
+    assert [verb for verb, _ in service.ends] == ["complete"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"status": "recognised", "smiles": "C\0C"},
+        {"status": "recognised", "smiles": "C" * 5_000},
+        {"status": "recognised", "confidence": 7.0},
+        {"status": "no such status"},
+        {},
+    ],
+)
+def test_an_answer_that_is_no_row_becomes_one_that_says_so(
+    posting: Posting, service: Service, row: dict[str, Any]
+) -> None:
+    holding = posting.hold(image_count=2)
+    finish_all(holding, lambda task_id: row if task_id == 0 else GOOD)
+    posting.wait_end(holding)
+    assert service.rows["000.png"]["status"] == "engine_error"
+    assert service.rows["000.png"]["error_message"]
+    assert service.rows["001.png"]["status"] == "recognised"
+
+
+def test_rows_that_the_service_has_lost_fail_the_job_for_now(posting: Posting, service: Service) -> None:
+    service.losing = {"000.png"}
+    holding = posting.hold(image_count=2)
+    finish_all(holding)
+    posting.wait_end(holding)
+    [(verb, body)] = service.ends
+    assert (verb, body["reason"], body["retryable"]) == ("fail", "results-missing", True)
+
+
+def test_a_failure_goes_after_the_rows_that_are_there(posting: Posting, service: Service) -> None:
+    holding = posting.hold(image_count=3)
+    holding.finish(0, "0.png", GOOD)
+    holding.fail("storage", "disk \0\udcff " + "x" * 9_000, retryable=True)
+    posting.wait_end(holding)
+    assert list(service.rows) == ["0.png"]
+    [(verb, body)] = service.ends
+    assert (verb, body["reason"], body["retryable"]) == ("fail", "storage", True)
+    assert body["message"].startswith("disk \ufffd\\xff xxx")
+
+
+def test_nothing_is_posted_for_a_lease_that_is_lost(posting: Posting, service: Service, server: ScriptedServer) -> None:
+    lost, kept = posting.hold(image_count=1), posting.hold(image_count=1)
+    lost.lose()
+    finish_all(lost)
+    posting.wait_end(lost)
+    finish_all(kept)
+    posting.wait_end(kept)
+    assert len(server.asked) == 1
+    assert [verb for verb, _ in service.ends] == ["complete"]
+
+
+@pytest.mark.parametrize("answer", [problem(409, "lease-lost"), problem(404, "not-found")])
+@pytest.mark.parametrize("verb", ["results", "complete"])
+def test_a_lease_that_another_took_is_dropped(
+    posting: Posting, service: Service, server: ScriptedServer, verb: str, answer: Answer
+) -> None:
+    service.answers = {verb: answer}
+    holding = posting.hold(image_count=60 if verb == "results" else 1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    assert holding.lost
+    assert len(server.asked) == 1
+    assert posting.refusals == []
+
+
+def test_rows_are_kept_while_the_service_is_away(posting: Posting, service: Service, server: ScriptedServer) -> None:
+    service.answers = {verb: problem(503, "database-unavailable") for verb in ("results", "complete")}
+    holding = posting.hold(image_count=70)
+    finish_all(holding)
+    wait_for(lambda: len(server.asked) >= 2, WAIT_SECONDS)
+    assert posting.poster.rows_waiting() == 70
+    service.answers = {}
+    posting.wait_end(holding)
+    assert len(service.rows) == 70
+    assert [verb for verb, _ in service.ends] == ["complete"]
+
+
+def test_a_worker_that_is_not_let_in_says_so_and_keeps_its_rows(posting: Posting, service: Service) -> None:
+    service.answers = {"complete": problem(401, "unauthenticated")}
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    wait_for(lambda: posting.refusals, WAIT_SECONDS)
+    assert posting.poster.rows_waiting() == 1
+
+
+def test_rows_that_cannot_be_taken_fail_the_job_for_now(posting: Posting, service: Service) -> None:
+    service.answers = {"complete": problem(422, "invalid-request", "no such thing")}
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    [(verb, body)] = service.ends
+    assert (verb, body["reason"], body["retryable"]) == ("fail", "service", True)
+    assert "no such thing" in body["message"]
+
+
+def test_a_service_that_takes_not_even_the_failure_is_not_asked_without_end(
+    posting: Posting, service: Service, server: ScriptedServer
+) -> None:
+    service.answers = {verb: problem(500, "internal") for verb in ("results", "complete", "fail")}
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    assert holding.lost
+    assert len(server.asked) <= 4
+
+
+def test_flushing_posts_what_is_there_and_ends_no_job(posting: Posting, service: Service) -> None:
+    holding = posting.hold(image_count=5)
+    for task_id in range(3):
+        holding.finish(task_id, f"{task_id}.png", GOOD)
+    assert posting.poster.flush(WAIT_SECONDS)
+    assert len(service.rows) == 3
+    assert service.ends == []
+
+
+def test_flushing_says_when_rows_are_left(posting: Posting, service: Service) -> None:
+    service.answers = {"results": problem(503, "database-unavailable")}
+    holding = posting.hold(image_count=5)
+    holding.finish(0, "0.png", GOOD)
+    assert not posting.poster.flush(WAIT_SECONDS)
+    assert posting.poster.rows_waiting() == 1
+
+
+def test_an_image_always_has_a_row_or_is_on_its_way() -> None:
+    """While rows are added by one thread, another never sees a job complete with a row too few."""
+    for _ in range(200):
+        holding = new_holding(image_count=1)
+        holding.finish_listing()
+        adding = threading.Thread(target=holding.finish, args=(0, "0.png", GOOD))
+        adding.start()
+        while (batch := holding.next_batch(flush=False)) is None:
+            pass
+        adding.join()
+        assert len(batch.rows) == 1
