@@ -147,16 +147,22 @@ class Provenances:
     def __init__(self) -> None:
         self._known: LRUCache[tuple[str | None, ...], int] = LRUCache(maxsize=10_000)
 
-    async def find(self, database: Database, worker_id: str, run: EngineRun) -> int:
-        """The id of a provenance; committed before it is used, so that it may be remembered."""
-        key = (worker_id, run.engine, run.engine_version, run.weights, run.weights_sha256, run.snapshot)
+    async def find(self, connection: Connection, worker_id: str, run: EngineRun) -> int:
+        """The id of a provenance, which is made if there is none; not remembered, since it may be rolled back."""
+        key = _provenance_key(worker_id, run)
         provenance_id = self._known.get(key)
         while provenance_id is None:
-            # Nothing comes back when another transaction made it a moment ago; the next try sees it.
-            async with database.connection() as connection:
-                provenance_id = await connection.fetchval(PROVENANCE, *key)
-        self._known[key] = provenance_id
+            # Nothing comes back when another transaction made it a moment ago; the next statement sees it.
+            provenance_id = await connection.fetchval(PROVENANCE, *key)
         return provenance_id
+
+    def remember(self, worker_id: str, run: EngineRun, provenance_id: int) -> None:
+        """Keep what `find` gave, once its transaction has committed."""
+        self._known[_provenance_key(worker_id, run)] = provenance_id
+
+
+def _provenance_key(worker_id: str, run: EngineRun) -> tuple[str | None, ...]:
+    return (worker_id, run.engine, run.engine_version, run.weights, run.weights_sha256, run.snapshot)
 
 
 async def store(

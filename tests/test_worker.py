@@ -275,13 +275,13 @@ def test_sigterm_posts_what_is_finished_and_gives_back_the_rest(
 def test_a_worker_paused_past_its_lease_leaves_the_job_to_its_successor(
     service: RunningService, long_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
-    admin = submit(service, long_corpus, *long_corpus.directories[:2])
+    admin = submit(service, long_corpus, *long_corpus.directories[:5])
     paused = start_worker(service.root, service.token("worker"), once=False)
     wait_for(lambda: admin.project(PROJECT).images.stored >= 5, 90)
     paused.send(signal.SIGSTOP)
     wait_for(lambda: admin.project(PROJECT).jobs.claimed == 0)
     work(service, start_worker)
-    assert admin.project(PROJECT).jobs.completed == 2
+    assert admin.project(PROJECT).jobs.completed == 5
     before = service.sql("SELECT job_id, image, seq, lease_seq FROM results ORDER BY job_id, image")
     paused.send(signal.SIGCONT)
     wait_for(lambda: "lost" in paused.log)
@@ -289,8 +289,8 @@ def test_a_worker_paused_past_its_lease_leaves_the_job_to_its_successor(
     paused.send(signal.SIGTERM)
     assert paused.wait(20) == 0
     assert service.sql("SELECT job_id, image, seq, lease_seq FROM results ORDER BY job_id, image") == before
-    two = Corpus(long_corpus.root, {k: v for k, v in long_corpus.smiles.items() if k[0] in long_corpus.directories[:2]})
-    assert_every_image_once_and_right(admin, two)
+    five = Corpus(long_corpus.root, {k: v for k, v in long_corpus.smiles.items() if k[0] in long_corpus.directories[:5]})
+    assert_every_image_once_and_right(admin, five)
     service.assert_counters_equal_recount()
 
 

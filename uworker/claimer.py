@@ -91,7 +91,8 @@ class Claimer:
             except WorkerStopped as error:
                 # The heartbeat brings the same news, and what to do.
                 self._key = None
-                log.info("%s", error)
+                if not self._stop.is_set():
+                    log.info("%s", error)
                 self._stop.wait(RETRY_SECONDS)
             except NotFound as error:
                 self._key = None

@@ -32,6 +32,7 @@ from job_api.schemas import (
     Claimed,
     ClaimRequest,
     Complete,
+    EngineRun,
     Fail,
     Heartbeat,
     Held,
@@ -144,10 +145,11 @@ async def post_results(
     A newer lease replaces an image's row; within one lease the first row stays.
     """
     batch = results.judge(new.rows, new.run)
-    provenance_id = await running.provenances.find(running.database, new.worker_id, new.run)
     async with _write(running, principal, project, job_id, new) as write:
         queue.require_open(write.held)
-        return await results.store(write.connection, write.held, batch, provenance_id, write.tally)
+        stored = await _store(running, write, batch, new.run)
+    _remember(running, write, new.run)
+    return stored
 
 
 @router.post("/{project}/jobs/{job_id}/complete", **route(Role.WORKER, 404, 409, 413))
@@ -159,16 +161,16 @@ async def complete_job(
     409 `results-missing` when fewer rows are stored than images were listed; the rows that came along stay.
     """
     batch = results.judge(done.rows, done.run)
-    provenance_id = await running.provenances.find(running.database, done.worker_id, done.run) if batch.rows else 0
     missing: ResultsMissing | None = None
     async with _write(running, principal, project, job_id, done) as write:
         if write.held["outcome"] is None:
-            await results.store(write.connection, write.held, batch, provenance_id, write.tally)
+            await _store(running, write, batch, done.run)
         try:
             state = await queue.complete(write.connection, write.held, done.image_count, write.tally)
         except ResultsMissing as refusal:
             # The rows that came along are good and stay.
             missing = refusal
+    _remember(running, write, done.run)
     if missing is not None:
         raise missing
     return LeaseEnded(job_id=job_id, state=state, outcome=Outcome.COMPLETED, refused=batch.refused)
@@ -212,6 +214,7 @@ class Write:
     connection: Connection
     held: dict[str, Any]
     tally: Tally
+    provenance_id: int | None = None
 
 
 @asynccontextmanager
@@ -226,3 +229,13 @@ async def _write(
         tally = Tally()
         yield Write(connection, await queue.hold(connection, key, tally, running.pace), tally)
         await tally.settle(connection, project_id)
+
+
+async def _store(running: Service, write: Write, batch: results.Batch, run: EngineRun) -> ResultsStored:
+    write.provenance_id = await running.provenances.find(write.connection, write.held["worker_id"], run)
+    return await results.store(write.connection, write.held, batch, write.provenance_id, write.tally)
+
+
+def _remember(running: Service, write: Write, run: EngineRun) -> None:
+    if write.provenance_id is not None:
+        running.provenances.remember(write.held["worker_id"], run, write.provenance_id)
