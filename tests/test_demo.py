@@ -1,0 +1,143 @@
+"""`make demo`, as a person runs it: its CSV is right, its words are clear, and it leaves no process behind."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.plugins.model import DrawnSamples
+from tests.serving import wait_for
+
+
+def environment(tmp_path: Path, **more: str) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("JOB_API_", "UWORKER_"))}
+    return {**plain, "HOME": str(tmp_path), "COLUMNS": "200", **more}
+
+
+def start(tmp_path: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "uworker.demo", "--output", str(tmp_path / "out"), *arguments],
+        env=environment(tmp_path, **more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def postgres_below(directory: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "postgres" and Path(process.cwd()).is_relative_to(directory):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def short_tmp(data_dir: Path) -> str:
+    """Where the demo puts its database; a path short enough for a socket, that this test alone uses."""
+    return str(data_dir)
+
+
+def test_the_demo_ends_with_a_right_csv_and_nothing_running(
+    tmp_path: Path, data_dir: Path, samples: DrawnSamples
+) -> None:
+    demo = start(tmp_path, TMPDIR=short_tmp(data_dir))
+    seen: set[psutil.Process] = set()
+
+    def watch() -> bool:
+        seen.update(family(demo))
+        return demo.poll() is not None
+
+    wait_for(watch, 150)
+    said, _ = demo.communicate()
+    assert demo.returncode == 0, said
+    assert "all 42 sample images got exactly the SMILES they were drawn from" in said
+    assert "weights: miniature model" in said
+    assert "results: " + str(tmp_path / "out" / "results.csv") in said
+    with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    drawn = {(item.directory, item.image): item.smiles for item in samples.items}
+    assert Counter((row["directory"], row["image"]) for row in rows) == Counter(drawn.keys())
+    assert {(row["directory"], row["image"]): row["smiles"] for row in rows} == drawn
+    assert len(seen) >= 3
+    assert [process for process in seen if not is_gone(process)] == []
+    assert postgres_below(data_dir) == []
+    assert list(data_dir.iterdir()) == [], "its scratch is cleaned up"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_stops_all_it_started(tmp_path: Path, data_dir: Path, number: signal.Signals) -> None:
+    demo = start(tmp_path, TMPDIR=short_tmp(data_dir))
+    wait_for(lambda: any("uworker.recogniser" in " ".join(p.cmdline()) for p in family(demo) if not is_gone(p)), 120)
+    started = family(demo)
+    demo.send_signal(number)
+    said, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, said
+    assert "Traceback" not in said
+    wait_for(lambda: all(is_gone(process) for process in started))
+    assert postgres_below(data_dir) == []
+
+
+def test_own_images_with_decimers_own_weights(
+    tmp_path: Path, data_dir: Path, samples: DrawnSamples, miniature_home: Path
+) -> None:
+    directory = samples.items[0].directory
+    wanted = {item.image: item.smiles for item in samples.items if item.directory == directory}
+    # The weights of this machine's PYSTOW_HOME, whatever they are: the demo takes them for DECIMER's own.
+    more = {"PYSTOW_HOME": str(miniature_home), "TMPDIR": short_tmp(data_dir)}
+    folder = tmp_path / "my images"
+    shutil.copytree(samples.root / directory / "output", folder)
+    demo = start(tmp_path, "--images", str(folder), **more)
+    said, _ = demo.communicate(timeout=150)
+    assert demo.returncode == 0, said
+    with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {"output/" + row["image"]: row["smiles"] for row in rows} == wanted
+    assert {row["directory"] for row in rows} == {"my images"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images", "IMAGES"], "weights are not at"),
+        (["--images", "IMAGES", "--model", "miniature"], "need MODEL=decimer"),
+        (["--images", "NOWHERE"], "there is no folder"),
+        (["--images", "EMPTY"], "is empty"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    tmp_path: Path, data_dir: Path, samples: DrawnSamples, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"IMAGES": str(samples.root), "NOWHERE": str(tmp_path / "nowhere"), "EMPTY": str(tmp_path / "empty")}
+    # Nothing is downloaded here, also on a machine that could.
+    away = {"HTTPS_PROXY": "http://127.0.0.1:1", "TMPDIR": short_tmp(data_dir)}
+    demo = start(tmp_path, *(places.get(argument, argument) for argument in arguments), **away)
+    said, _ = demo.communicate(timeout=150)
+    assert demo.returncode == 1, said
+    assert [line for line in said.splitlines() if words in line] == said.splitlines()[-1:], said
+    assert "Traceback" not in said
