@@ -51,6 +51,7 @@ ON CONFLICT (name) DO UPDATE SET password_hash = $2, role = $3, project = $4
 RETURNING id, name, role, project, created_at
 """
 DELETE_USER = "DELETE FROM users WHERE name = $1 RETURNING id"
+ADMINS = "SELECT count(*) FROM users WHERE role = 'admin' AND project IS NULL"
 REVOKE_TOKENS_OF_USER = "UPDATE tokens SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL"
 FIND_BY_HASH = """
 SELECT t.id, t.name, t.role, t.project, t.user_id, extract(epoch FROM t.expires_at - now())::float8 AS seconds_left
@@ -199,7 +200,11 @@ class Authenticator:
     # --- users and tokens ---
 
     async def put_user(self, name: str, user: NewUser) -> User:
-        """Create a user or change its password and role; its tokens are revoked."""
+        """Create a user or change its password and role; its tokens are revoked.
+
+        Raises:
+            Forbidden: nobody would be left who may make users.
+        """
         async with self._hashing:
             password_hash = await asyncio.to_thread(self._hasher.hash, user.password)
         async with self._database.transaction() as connection:
@@ -207,6 +212,8 @@ class Authenticator:
             if row is None:
                 raise RuntimeError("a user that was just stored is not there")
             await connection.execute(REVOKE_TOKENS_OF_USER, row["id"])
+            if not await connection.fetchval(ADMINS):
+                raise Forbidden(f"{name!r} is the only administrator; make another one first")
         self._tokens.clear()
         return User.model_validate(dict(row))
 

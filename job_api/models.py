@@ -172,7 +172,7 @@ class JobRow(SQLModel, table=True):
         CheckConstraint(
             "(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished_has_time"
         ),
-        CheckConstraint("state <> 'completed' OR image_count > 0", name="completed_has_images"),
+        CheckConstraint("state <> 'completed' OR coalesce(image_count, 0) > 0", name="completed_has_images"),
         # The claim: the state stands as a literal there and here. Never ordered by the primary key.
         Index(
             "jobs_claim_idx",

@@ -82,7 +82,7 @@ class Posting:
         self.client = Client(root, token="t", retry_seconds=0)
         self.ended: list[Holding] = []
         self.refusals: list[Exception] = []
-        self.poster = Poster(self.client, self.ended.append, self.refusals.append)
+        self.poster = Poster(self.client, self.ended.append, self.refusals.append, snapshot="abc")
         self.poster.start()
 
     def hold(self, image_count: int = 0) -> Holding:
@@ -155,11 +155,16 @@ def test_a_job_is_not_complete_before_its_listing_is(posting: Posting, service: 
 
 
 def test_rows_say_what_made_them(posting: Posting, service: Service) -> None:
-    holding = posting.hold(image_count=1)
-    posting.poster.use(holding.engine_key, EngineRun(engine="decimer", weights="miniature", snapshot="abc"))
-    finish_all(holding)
-    posting.wait_end(holding)
-    assert service.runs == [{"engine": "decimer", "weights": "miniature", "snapshot": "abc"}]
+    first, second = posting.hold(image_count=1), posting.hold(image_count=1)
+    finish_all(first)
+    posting.wait_end(first)
+    posting.poster.use(second.engine_key, EngineRun(engine="decimer", weights="miniature"))
+    finish_all(second)
+    posting.wait_end(second)
+    assert service.runs == [
+        {"engine": "decimer", "snapshot": "abc"},
+        {"engine": "decimer", "weights": "miniature", "snapshot": "abc"},
+    ]
 
 
 @pytest.mark.parametrize("image_count", [3, 60])

@@ -289,7 +289,8 @@ def test_a_worker_paused_past_its_lease_leaves_the_job_to_its_successor(
     paused.send(signal.SIGTERM)
     assert paused.wait(20) == 0
     assert service.sql("SELECT job_id, image, seq, lease_seq FROM results ORDER BY job_id, image") == before
-    five = Corpus(long_corpus.root, {k: v for k, v in long_corpus.smiles.items() if k[0] in long_corpus.directories[:5]})
+    done = long_corpus.directories[:5]
+    five = Corpus(long_corpus.root, {key: v for key, v in long_corpus.smiles.items() if key[0] in done})
     assert_every_image_once_and_right(admin, five)
     service.assert_counters_equal_recount()
 

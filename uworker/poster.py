@@ -23,14 +23,21 @@ class Poster:
         client: the way to the service; tries again by itself for a while.
         on_end: told of each holding that is over, by the posting thread.
         on_refusal: told when the service does not let the worker in any more.
+        snapshot: named in every row, also in those that no engine had a part in.
     """
 
     def __init__(
-        self, client: Client, on_end: Callable[[Holding], None], on_refusal: Callable[[Refused], None]
+        self,
+        client: Client,
+        on_end: Callable[[Holding], None],
+        on_refusal: Callable[[Refused], None],
+        *,
+        snapshot: str | None = None,
     ) -> None:
         self._client = client
         self._on_end = on_end
         self._on_refusal = on_refusal
+        self._snapshot = snapshot
         self._changed = threading.Condition()
         self._holdings: list[Holding] = []
         self._runs: dict[tuple[str, str], EngineRun] = {}
@@ -55,7 +62,7 @@ class Poster:
 
     def use(self, engine_key: tuple[str, str], run: EngineRun) -> None:
         """Rows of jobs with this engine are made with `run`."""
-        self._runs[engine_key] = run
+        self._runs[engine_key] = run.model_copy(update={"snapshot": self._snapshot})
 
     def rows_waiting(self) -> int:
         """Rows the service has not acknowledged."""
@@ -128,7 +135,7 @@ class Poster:
 
     def _post(self, holding: Holding, batch: Batch) -> None:
         lease = holding.lease
-        run = self._runs.get(holding.engine_key, EngineRun(engine=lease.engine))
+        run = self._runs.get(holding.engine_key, EngineRun(engine=lease.engine, snapshot=self._snapshot))
         if batch.ending is Ending.COMPLETE:
             self._complete(holding, batch, run)
             return

@@ -83,7 +83,7 @@ class Worker:
         )
         patient = self._client(60)
         self._reader = Reader(patient, settings, self._wake)
-        self._poster = Poster(patient, self._end, self._refuse)
+        self._poster = Poster(patient, self._end, self._refuse, snapshot=settings.snapshot)
         self._claimer = Claimer(
             self._client(60),
             self.worker_id,
@@ -232,7 +232,6 @@ class Worker:
             case EngineReady(run):
                 log.info("a recogniser is ready: %s %s, weights: %s", run.engine, run.engine_version, run.weights)
                 if self._crew.engine_key is not None:
-                    run = run.model_copy(update={"snapshot": self._settings.snapshot})
                     self._poster.use(self._crew.engine_key, run)
             case CannotLoad(message):
                 self._stop_for(EXIT_ENGINE, f"the engine cannot be loaded: {message}")

@@ -165,7 +165,9 @@ def upgrade() -> None:
             "(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)",
             name=op.f("jobs_finished_has_time_check"),
         ),
-        sa.CheckConstraint("state <> 'completed' OR image_count > 0", name=op.f("jobs_completed_has_images_check")),
+        sa.CheckConstraint(
+            "state <> 'completed' OR coalesce(image_count, 0) > 0", name=op.f("jobs_completed_has_images_check")
+        ),
         sa.CheckConstraint(
             "state IN ('queued', 'waiting', 'claimed', 'completed', 'failed', 'cancelled')",
             name=op.f("jobs_state_known_check"),
