@@ -37,9 +37,11 @@ WHERE NOT p.paused AND n.queued > 0 AND ($1::bigint IS NULL OR p.id = $1)
 ORDER BY p.priority DESC, n.claimed, p.id
 """
 
-# Jobs that nobody has, and somebody shall.
+# Jobs that nobody has, and somebody shall; those of a paused project shall not.
 PENDING = """
-SELECT coalesce(sum(queued + waiting), 0)::bigint FROM project_slots WHERE $1::bigint IS NULL OR project_id = $1
+SELECT coalesce(sum(s.queued + s.waiting), 0)::bigint
+FROM projects p JOIN project_slots s ON s.project_id = p.id
+WHERE NOT p.paused AND ($1::bigint IS NULL OR p.id = $1)
 """
 
 # Hand out the head of a project's queue and open the attempts.

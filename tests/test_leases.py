@@ -366,6 +366,18 @@ def test_a_paused_project_hands_nothing_out_and_running_work_finishes(service: R
     assert worker.one(PROJECT).directory == "b"
 
 
+def test_an_empty_claim_says_how_many_jobs_shall_still_be_done(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b")
+    worker = holder(service)
+    assert worker.fail(worker.one(PROJECT)).state is JobState.WAITING
+    worker.complete(worker.one(PROJECT), 1, "1.png")
+    for project in (PROJECT, None):
+        assert worker.pending(project) == 1, "the job in back-off"
+    admin.pause(PROJECT)
+    for project in (PROJECT, None):
+        assert worker.pending(project) == 0, "a worker that works once does not wait for a paused project"
+
+
 def test_a_claim_without_a_project_goes_by_priority_and_keeps_to_the_tokens_project(service: RunningService) -> None:
     admin = service.client("admin")
     for name, priority in (("low", 0), ("high", 5)):

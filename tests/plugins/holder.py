@@ -27,6 +27,13 @@ class Holder:
         )
         return self.client.claim(project, request)[0]
 
+    def pending(self, project: str | None) -> int:
+        """What a claim that finds nothing says of the rest."""
+        request = schemas.ClaimRequest(worker_id=self.worker_id, claim_key=uuid.uuid4().hex)
+        leases, pending = self.client.claim(project, request)
+        assert leases == []
+        return pending
+
     def one(self, project: str | None) -> Lease:
         [lease] = self.claim(project)
         return lease
