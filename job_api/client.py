@@ -172,9 +172,12 @@ class Client:
         """Hand out jobs of a project again."""
         return self._ask(schemas.Project, "POST", f"/v4/{_project(project)}/resume")
 
-    def add_jobs(self, project: str, directories: Sequence[str]) -> schemas.JobsAdded:
-        """Add up to 10,000 directories, all or none; those already present stay as they are."""
-        body = {"directories": list(directories)}
+    def add_jobs(self, project: str, directories: Sequence[str], *, priority: int = 0) -> schemas.JobsAdded:
+        """Add up to 10,000 directories, all or none; those already present stay as they are.
+
+        Of a project's jobs those with the highest `priority` are handed out first.
+        """
+        body = {"directories": list(directories), "priority": priority}
         return self._ask(schemas.JobsAdded, "POST", f"/v4/{_project(project)}/jobs", body)
 
     def jobs(self, project: str, **filters: Any) -> Iterator[schemas.Job]:

@@ -11,7 +11,7 @@ FROM jobs j JOIN projects p ON p.id = j.project_id
 WHERE j.worker_id = $1 AND j.state = 'claimed'
 """  # noqa: S608 - built from constants, as all statements here
 
-LEASES_OF_CLAIM = LEASES + " AND j.claim_key = $2 ORDER BY j.queue_pos"
+LEASES_OF_CLAIM = LEASES + " AND j.claim_key = $2 ORDER BY j.priority DESC, j.queue_pos"
 LEASES_UNNAMED = LEASES + " AND j.id <> ALL($2::bigint[]) ORDER BY j.id"
 
 # One adder of a project at a time: two with the same directories in another order would deadlock.

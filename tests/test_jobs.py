@@ -1,10 +1,12 @@
-"""The life of a job as people and one worker see it."""
+"""The life of a job and a project as people steer and see it."""
 
 import pytest
 
-from job_api import schemas
-from job_api.client import Client
+from job_api.client import ApiError, Client, NotFound
+from job_api.schemas import JobState, ProjectSettings
+from tests.plugins.holder import Holder, result
 from tests.plugins.service import RunningService
+from tests.serving import wait_for
 
 PROJECT = "patents"
 
@@ -12,8 +14,13 @@ PROJECT = "patents"
 @pytest.fixture
 def admin(service: RunningService) -> Client:
     client = service.client("admin")
-    client.put_project(PROJECT, schemas.ProjectSettings(source="file:///data"))
+    client.put_project(PROJECT, ProjectSettings(source="file:///data"))
     return client
+
+
+@pytest.fixture
+def worker(service: RunningService) -> Holder:
+    return Holder(service.client("worker"))
 
 
 def test_adding_again_changes_nothing(service: RunningService, admin: Client) -> None:
@@ -24,3 +31,106 @@ def test_adding_again_changes_nothing(service: RunningService, admin: Client) ->
     assert [job.directory for job in admin.jobs(PROJECT)] == ["a", "b", "c", "# d"]
     assert admin.project(PROJECT).jobs.queued == 4
     service.assert_counters_equal_recount()
+
+
+def test_a_bad_directory_costs_the_whole_batch(admin: Client) -> None:
+    with pytest.raises(ApiError, match=r"directories\.1"):
+        admin.add_jobs(PROJECT, ["good", "../bad"])
+    assert list(admin.jobs(PROJECT)) == []
+
+
+def test_jobs_are_handed_out_by_priority_and_then_in_the_order_they_were_added(admin: Client, worker: Holder) -> None:
+    admin.add_jobs(PROJECT, ["b", "a"])
+    admin.add_jobs(PROJECT, ["urgent"], priority=5)
+    assert [lease.directory for lease in worker.claim(PROJECT, max_jobs=3)] == ["urgent", "b", "a"]
+
+
+def test_what_people_may_do_with_a_job_in_each_state(service: RunningService, admin: Client, worker: Holder) -> None:
+    names = ["queued", "waiting", "claimed", "completed", "failed", "cancelled"]
+    actions = {"cancel": admin.cancel, "retry": admin.retry, "rerun": admin.rerun, "force_release": admin.force_release}
+    allowed = {
+        "cancel": {"queued", "waiting", "claimed", "cancelled"},
+        "retry": {"queued", "failed", "cancelled"},
+        "rerun": {"completed", "failed", "cancelled"},
+        "force_release": {"queued", "claimed"},
+    }
+    for action, act in actions.items():
+        project = f"project-{action.replace('_', '-')}"
+        admin.put_project(project, ProjectSettings(source="file:///data"))
+        admin.add_jobs(project, [f"{name}" for name in reversed(names)])
+        ids = {job.directory: job.id for job in admin.jobs(project)}
+        admin.cancel(project, ids["cancelled"])
+        for name in ("failed", "completed", "claimed", "waiting"):
+            lease = worker.one(project)
+            assert lease.directory == name
+            if name == "failed":
+                worker.fail(lease, retryable=False)
+            elif name == "completed":
+                worker.complete(lease, 1, "1.png")
+            elif name == "waiting":
+                worker.fail(lease)
+        assert {job.directory: job.state for job in admin.jobs(project)} == {name: name for name in names}
+        for name in names:
+            if name in allowed[action]:
+                after = act(project, ids[name])
+                assert after.state is (JobState.CANCELLED if action == "cancel" else JobState.QUEUED), (action, name)
+            else:
+                with pytest.raises(ApiError, match=f"job {ids[name]} is {name}") as refused:
+                    act(project, ids[name])
+                assert (refused.value.status, refused.value.problem_type) == (409, "wrong-state")
+                assert admin.job(project, ids[name]).state == name
+        with pytest.raises(NotFound):
+            act(PROJECT, ids["queued"])
+    service.assert_counters_equal_recount()
+
+
+def test_jobs_are_found_by_state_worker_and_text(admin: Client, worker: Holder) -> None:
+    admin.add_jobs(PROJECT, ["Müller 2019", "100%_pure", "Jones 2001"])
+    lease = worker.one(PROJECT)
+
+    def found(**filters: object) -> list[str]:
+        return [job.directory for job in admin.jobs(PROJECT, **filters)]
+
+    assert found(state="claimed") == found(worker_id=worker.worker_id) == [lease.directory] == ["Müller 2019"]
+    assert found(text="%_") == ["100%_pure"]
+    assert found(text="nobody") == []
+
+
+def test_a_project_is_made_changed_and_deleted(service: RunningService, admin: Client, worker: Holder) -> None:
+    with pytest.raises(ApiError, match="needs a source"):
+        admin.put_project("other", ProjectSettings(priority=1))
+    admin.put_project("other", ProjectSettings(source="file:///x", engine_options={"hand_drawn": True}))
+    changed = admin.put_project("other", ProjectSettings(priority=7))
+    assert (changed.source, changed.priority, changed.engine_options) == ("file:///x", 7, {"hand_drawn": True})
+    assert [project.name for project in admin.projects()] == ["other", PROJECT]
+    admin.add_jobs("other", ["a"])
+    worker.complete(worker.one("other"), 1, "1.png")
+    admin.delete_project("other")
+    with pytest.raises(NotFound):
+        admin.project("other")
+    assert service.sql("SELECT 1 FROM results UNION ALL SELECT 1 FROM attempts UNION ALL SELECT 1 FROM jobs") == []
+    # Ids are never used again.
+    admin.add_jobs(PROJECT, ["b"])
+    assert worker.one(PROJECT).job_id == 2
+
+
+@pytest.mark.service(sweep_seconds=0.1)
+def test_the_status_says_how_fast_and_how_long(service: RunningService, admin: Client, worker: Holder) -> None:
+    admin.add_jobs(PROJECT, ["a", "b", "c"])
+    before = admin.project(PROJECT)
+    assert not before.images_per_second
+    assert before.eta_seconds is None
+    lease = worker.one(PROJECT)
+    wait_for(lambda: service.sql("SELECT 1 FROM project_samples"))
+    worker.complete(lease, 4, "1.png", "2.png", "3.png", "4.png")
+    worker.post(worker.one(PROJECT), rows=[result("1.png", "blank")])
+    # As if the first sample had been taken ten seconds ago.
+    service.sql("UPDATE project_samples SET sampled_at = now() - interval '10 seconds'")
+    status = admin.project(PROJECT)
+    assert status.images.model_dump() == {"stored": 5, "recognised": 4, "not_recognised": 1}
+    assert status.images_per_second == pytest.approx(0.5, rel=0.2)
+    # Two directories of four images each are left, one image of which is there.
+    assert status.eta_seconds == pytest.approx(7 / 0.5, rel=0.2)
+    assert "2 unfinished directories" in (status.eta_assumes or "")
+    assert status.active_workers == 1
+    assert status.links["results"] == f"/v4/{PROJECT}/results"
