@@ -12,7 +12,7 @@ from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
 from uworker.holding import Batch, Holding
 from uworker.images import Verdict
-from uworker.poster import Poster
+from uworker.poster import MAX_SERVER_ERRORS, Poster
 
 WAIT_SECONDS = 30.0
 GOOD = {"status": "recognised", "smiles": "CCO"}
@@ -249,8 +249,11 @@ def test_a_lease_that_another_took_is_dropped(
     assert posting.refusals == []
 
 
-def test_rows_are_kept_while_the_service_is_away(posting: Posting, service: Service, server: ScriptedServer) -> None:
-    service.answers = {verb: problem(503, "database-unavailable") for verb in ("results", "complete")}
+@pytest.mark.parametrize(("status", "kind"), [(503, "database-unavailable"), (500, "internal")])
+def test_rows_are_kept_while_the_service_is_away_or_at_fault(
+    posting: Posting, service: Service, server: ScriptedServer, status: int, kind: str
+) -> None:
+    service.answers = {verb: problem(status, kind) for verb in ("results", "complete")}
     holding = posting.hold(image_count=70)
     finish_all(holding)
     wait_for(lambda: len(server.asked) >= 2, WAIT_SECONDS)
@@ -284,6 +287,8 @@ def test_a_service_that_takes_not_even_the_failure_is_not_asked_without_end(
 ) -> None:
     service.answers = {verb: problem(500, "internal") for verb in ("results", "complete", "fail")}
     holding = posting.hold(image_count=1)
+    # As after a minute of such answers.
+    holding.posts_failed = MAX_SERVER_ERRORS - 1
     finish_all(holding)
     posting.wait_end(holding)
     assert holding.lost

@@ -49,6 +49,8 @@ class Holding:
         self.began = time.monotonic()
         self.image_count = 0
         self.recognised = 0
+        self.posts_failed = 0
+        """Posts in a row that the service answered with an error; the poster's own."""
         self._lock = threading.Lock()
         self._open: set[int] = set()
         self._rows: deque[NewResult] = deque()

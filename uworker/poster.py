@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 0.2
 RETRY_SECONDS = 2.0
+# Answers of the kind 500 for one job's rows after which they count as rows that it will never take.
+MAX_SERVER_ERRORS = 30
 
 
 class Poster:
@@ -127,10 +129,16 @@ class Poster:
             self._pause()
             return False
         except ClientError as error:
-            log.exception("%s: the service cannot take the rows", holding, extra=holding.log_context)
-            self._give_up(holding, error)
+            holding.posts_failed += 1
+            if isinstance(error, ApiError) and error.status >= 500 and holding.posts_failed < MAX_SERVER_ERRORS:
+                # The service's own fault, which may pass; a result is not thrown away for it.
+                log.warning("%s: rows are kept and sent again: %s", holding, error, extra=holding.log_context)
+            else:
+                log.exception("%s: the service cannot take the rows", holding, extra=holding.log_context)
+                self._give_up(holding, error)
             self._pause()
             return False
+        holding.posts_failed = 0
         return True
 
     def _post(self, holding: Holding, batch: Batch) -> None:
