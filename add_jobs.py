@@ -210,7 +210,17 @@ def as_url(source: str) -> str:
 
 
 def ensure_project(client: Client, project: str, source: str | None, *, chosen: bool) -> None:
-    """Create the project if there is none; `source` counts for an existing one only when it was `chosen`."""
+    """Create the project if there is none, and make sure that an existing one has that source.
+
+    Args:
+        client: the way to the service.
+        project: its name.
+        source: URL of where the directories lie, if that is known.
+        chosen: whether it was given as the source, or is just the place that was listed.
+
+    Raises:
+        BadInput: the project needs a source, or has another.
+    """
     try:
         existing = client.project(project)
     except NotFound:
@@ -221,11 +231,17 @@ def ensure_project(client: Client, project: str, source: str | None, *, chosen: 
         client.put_project(project, ProjectSettings(source=source))
         typer.echo(f"project {project} created, source {source}")
         return
-    if chosen and source is not None and comparable(source) != comparable(existing.source):
+    if source is None or comparable(source) == comparable(existing.source):
+        return
+    if not chosen:
         raise BadInput(
-            f"project {project} has the source {existing.source}, not {source}; "
-            "leave out --source, or choose another project for these directories"
+            f"project {project} has the source {existing.source}, not {source}, which was listed; list that, "
+            f"or add --source '{existing.source}' if it is the same place under another name"
         )
+    raise BadInput(
+        f"project {project} has the source {existing.source}, not {source}; "
+        "leave out --source, or choose another project for these directories"
+    )
 
 
 def comparable(url: str) -> str:

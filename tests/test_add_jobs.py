@@ -118,7 +118,7 @@ def test_children_of_a_root_are_listed_sorted(tmp_path: Path) -> None:
     (tmp_path / "file.png").touch()
     fake = FakeProject()
     with serving(fake) as server:
-        result = add("p", "--list", tmp_path, root=server.root)
+        result = add("p", "--list", tmp_path, "--source", "/data/a b", root=server.root)
     assert (result.exit_code, fake.directories) == (0, ["# c", "A", "a (2001)", "b", "line\nend", "é"])
 
 
@@ -218,6 +218,13 @@ def test_other_source_of_a_project_is_refused(tmp_path: Path) -> None:
     said = refused("--jobs-file", rows_file(tmp_path, 3), "--source", "/data/other")
     assert "file:///data/a%20b, not file:///data/other" in said
     assert "leave out --source" in said
+
+
+def test_listing_another_place_than_the_projects_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    said = refused("--list", tmp_path)
+    assert f"file:///data/a%20b, not {tmp_path.as_uri()}" in said
+    assert "--source 'file:///data/a%20b'" in said
 
 
 @pytest.mark.parametrize("source", ["/data/a b", "/data/a b/", "file:///data/a b"])

@@ -14,6 +14,8 @@ import pytest
 
 from tests.plugins.model import DrawnSamples
 from tests.serving import wait_for
+from uworker.demo.__main__ import AWKWARD
+from uworker.demo.samples import Awkward, draw_awkward
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
@@ -75,18 +77,24 @@ def test_the_demo_ends_with_a_right_csv_and_nothing_running(
     wait_for(watch, 150)
     said, _ = demo.communicate()
     assert demo.returncode == 0, said
-    assert "all 42 sample images got exactly the SMILES they were drawn from" in said
+    assert "all 52 sample images that can be recognised got exactly the SMILES they were drawn from" in said
     assert "weights: miniature model" in said
     assert "results: " + str(tmp_path / "out" / "results.csv") in said
     with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    drawn = {(item.directory, item.image): item.smiles for item in samples.items}
+    drawn = {(item.directory, item.image): ("recognised", item.smiles) for item in samples.items}
+    awkward = draw_awkward(tmp_path / "awkward")
+    drawn |= {(AWKWARD, name): (status, smiles or "") for name, (status, smiles) in _plain(awkward).items()}
     assert Counter((row["directory"], row["image"]) for row in rows) == Counter(drawn.keys())
-    assert {(row["directory"], row["image"]): row["smiles"] for row in rows} == drawn
+    assert {(row["directory"], row["image"]): (row["status"], row["smiles"]) for row in rows} == drawn
     assert len(seen) >= 3
     assert [process for process in seen if not is_gone(process)] == []
     assert postgres_below(data_dir) == []
     assert list(data_dir.iterdir()) == [], "its scratch is cleaned up"
+
+
+def _plain(awkward: dict[str, Awkward]) -> dict[str, tuple[str, str | None]]:
+    return {name: (file.status, file.smiles) for name, file in awkward.items()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -126,7 +134,7 @@ def test_own_images_with_decimers_own_weights(
         (["--images", "IMAGES"], "weights are not at"),
         (["--images", "IMAGES", "--model", "miniature"], "need MODEL=decimer"),
         (["--images", "NOWHERE"], "there is no folder"),
-        (["--images", "EMPTY"], "is empty"),
+        (["--images", "EMPTY"], "neither images nor folders"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from job_api.version import VERSION
 from uworker.settings import PREFIX, SettingsError, WorkerSettings, load_settings
 
 EXIT_SETTINGS = 2
@@ -13,7 +14,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 def _help() -> str:
     lines = [
-        f"  {PREFIX}{name.upper()}\n      {field.description}" for name, field in WorkerSettings.model_fields.items()
+        f"  {PREFIX}{name.upper()}\n      {field.description}"
+        + (f" [default: {field.default}]" if isinstance(field.default, str | int | float) else "")
+        for name, field in WorkerSettings.model_fields.items()
     ]
     return (
         "Claim jobs, recognise their images and post the SMILES, until it is stopped (Ctrl-C or SIGTERM: what is "
@@ -30,8 +33,12 @@ def uworker(
     project: Annotated[
         str | None, typer.Option(help="Work on this project only; goes before UWORKER_JOB_API_PROJECT.")
     ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Start a worker; what people are told is in `_help`."""
+    if version:
+        typer.echo(VERSION)
+        return
     try:
         settings = load_settings(job_api_project=project)
     except SettingsError as error:

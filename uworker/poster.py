@@ -154,7 +154,7 @@ class Poster:
         if batch.ending is Ending.FAIL and not holding.rows_waiting() and holding.failure is not None:
             ended = self._client.fail(lease.project, lease.job_id, holding.failure)
             log.warning(
-                "%s failed (%s) and is %s: %s",
+                "%s cannot be done (%s), it is now %s: %s",
                 holding,
                 holding.failure.reason,
                 ended.state,

@@ -15,7 +15,8 @@ class SettingsError(Exception):
     """The worker cannot start with these settings; the message says which variable to set."""
 
 
-def _default_weights_home() -> Path:
+def default_weights_home() -> Path:
+    """Where DECIMER itself keeps its weights."""
     return Path(os.environ.get("PYSTOW_HOME") or Path("~/.data").expanduser())
 
 
@@ -39,7 +40,7 @@ class WorkerSettings(BaseSettings):
     max_image_bytes: int = Field(default=100_000_000, gt=0, description="larger files are too_large")
     max_pixels: int = Field(default=64_000_000, gt=0, description="images of more pixels are too_large")
     weights_home: Path = Field(
-        default_factory=_default_weights_home,
+        default_factory=default_weights_home,
         description="folder that holds DECIMER-V2; default: PYSTOW_HOME, or ~/.data",
     )
     weights_sha256: str | None = Field(
@@ -77,6 +78,12 @@ def load_settings(**given: Any) -> WorkerSettings:
         settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(e) for e in error.errors(include_input=False))) from None
+    known = {PREFIX + name.upper() for name in WorkerSettings.model_fields}
+    if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+        raise SettingsError(f"there is no setting {', '.join(unknown)}; `uworker --help` lists them all")
+    if settings.source_root is not None and not settings.source_root.is_dir():
+        # Found out later it would fail one job after another.
+        raise SettingsError(f"{PREFIX}SOURCE_ROOT: there is no directory {settings.source_root}; is it mounted?")
     if settings.job_api_token is None and not (settings.job_api_username and settings.job_api_password):
         raise SettingsError(
             f"set {PREFIX}JOB_API_TOKEN to a worker's token (made with `job-api token add NAME --role worker`), "

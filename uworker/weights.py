@@ -195,7 +195,7 @@ def _download_missing(home: Path, hand_drawn: bool, on_progress: Progress, base_
         raise WeightsError(
             f"{model}'s weights are not at {model_directory(home, model)} and cannot be downloaded ({error}); "
             f"set HTTPS_PROXY where a proxy is needed, or unpack {url} into {folder} by hand, "
-            f"or let PYSTOW_HOME name a directory that holds {FOLDER} already"
+            f"or let UWORKER_WEIGHTS_HOME (or PYSTOW_HOME) name a directory that holds {FOLDER} already"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The `job-api` command. Needs the base install only; `serve` and `migrate` import the service when they run."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from job_api.cli import access, download, remote, service
 from job_api.client import ClientError, Refused
 from job_api.config import CREDENTIALS_HINT
+from job_api.version import VERSION
 
 
 class _Commands(TyperGroup):
@@ -27,11 +28,22 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="The job service of decimer-jobs: run it, and look at what it does.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # they would show local variables, and with them passwords
 )
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """The job service of decimer-jobs: run it, and look at what it does."""
+    if version:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
 app.add_typer(service.app)
 app.add_typer(remote.app)
 app.add_typer(download.app)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from job_api.cli.options import AsJson, Config, print_json, print_table
 from job_api.client import ClientError
 from job_api.config import PASSWORD, TOKEN, USERNAME, connect
-from job_api.schemas import NewToken, NewUser, Role
+from job_api.schemas import SESSION_TOKEN_NAME, NewToken, NewUser, Role
 
 users = typer.Typer(help="Users: people who log in with a password (admin only).", no_args_is_help=True)
 tokens = typer.Typer(help="Tokens: what programs such as workers log in with (admin only).", no_args_is_help=True)
@@ -93,6 +93,8 @@ def add_token(
         raise ClientError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
     with connect(config) as client:
         made = client.new_token(wanted)
+        if project is not None and project not in {known.name for known in client.projects()}:
+            typer.echo(f"note: there is no project {project} yet; is the name right?", err=True)
     if role is Role.WORKER:
         use = "start a worker with UWORKER_JOB_API_TOKEN=… in its environment"
     else:
@@ -105,10 +107,15 @@ def add_token(
 
 
 @tokens.command("list")
-def list_tokens(*, config: Config = None, as_json: AsJson = False) -> None:
+def list_tokens(
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Also those that logins were turned into.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """The tokens that are valid, without their secrets."""
     with connect(config) as client:
-        found = client.tokens()
+        found = [token for token in client.tokens() if every or token.name != SESSION_TOKEN_NAME]
     if as_json:
         print_json(found)
         return

@@ -59,11 +59,17 @@ def serve(
     )
     address, bound = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    logging.getLogger("job_api").info("serving http://%s:%d, API documentation at /docs", shown, bound)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                logging.getLogger("job_api").info("serving http://%s:%d, API documentation at /docs", shown, bound)
+
     # Why a start failed is said once, below, in a sentence; uvicorn would show a traceback.
     logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "startup_error"))
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     except SystemExit:

@@ -17,21 +17,34 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from job_api import schemas
 from job_api.client import Client, ClientError
 from job_api.terminal import printable
-from uworker.demo.samples import Sample, draw_samples
+from uworker.demo.samples import Sample, draw_awkward, draw_samples
+from uworker.images import IMAGE_ENDINGS
+from uworker.settings import default_weights_home
+from uworker.weights import WeightsError, ensure_weights
 
 PROJECT = "demo"
 HOME = Path(__file__).resolve().parents[2]
@@ -39,8 +52,11 @@ START_SECONDS = 60.0
 STOP_SECONDS = 25.0
 SHOWN_ROWS = 8
 SHOWN_DIRECTORIES = 40
+# A directory of files such as a corpus of 200,000 has somewhere, most of them no good images.
+AWKWARD = "Awkward files (Anybody 2026)"
 
-console = Console(highlight=False)
+# Eighty columns, which rich takes where there is no terminal, break every row of the tables.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
 
 
 class Model(StrEnum):
@@ -56,11 +72,15 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be recognised: directories below a source, and the SMILES where they are known."""
+    """What is to be recognised: directories below a source, and where it is known what must come out.
+
+    `expected` maps (directory, image) to the status and, of recognised images, the SMILES.
+    """
 
     source: Path
     directories: list[str]
-    samples: list[Sample]
+    samples: list[Sample] = field(default_factory=list)
+    expected: dict[tuple[str, str], tuple[str, str | None]] = field(default_factory=dict)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -75,8 +95,8 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where the CSV and the logs go.")] = HOME / "demo-output",
 ) -> None:
     """Turn folders of structure images into SMILES, through the real service and a real worker."""
-    # Ctrl-C and a plain kill take the same way out, which stops what was started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         with ExitStack() as stack:
             _run(stack, images, model or (Model.DECIMER if images else Model.MINIATURE), output.resolve())
@@ -84,12 +104,23 @@ def demo(
         console.print(Text(f"demo: {error}", style="red"), soft_wrap=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        console.print("demo: stopped")
+        console.print("demo: stopped; nothing is running any more")
         raise SystemExit(130) from None
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ctrl-C and a plain kill take the same way out, which stops what was started and is not itself interrupted."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console.print("\ndemo: stopping what was started…")
+    raise KeyboardInterrupt
 
 
 def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
+    # What an earlier run left must not be taken for the outcome of this one.
+    for name in ("results.csv", "service.log", "worker.log"):
+        (output / name).unlink(missing_ok=True)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decimer-jobs-")))
     work = _own_images(images, model) if images else _sample_images(output / "images")
     _step(f"{len(work.directories)} directories under {printable(str(work.source))}")
@@ -113,7 +144,12 @@ def _step(text: str) -> None:
 def _sample_images(root: Path) -> Work:
     shutil.rmtree(root, ignore_errors=True)
     samples = draw_samples(root)
-    return Work(root, sorted({sample.directory for sample in samples}), samples)
+    expected: dict[tuple[str, str], tuple[str, str | None]] = {
+        (sample.directory, sample.image): ("recognised", sample.smiles) for sample in samples
+    }
+    for name, awkward in draw_awkward(root / AWKWARD).items():
+        expected[AWKWARD, name] = (awkward.status, awkward.smiles)
+    return Work(root, sorted({directory for directory, _ in expected}), samples, expected)
 
 
 def _own_images(images: Path, model: Model) -> Work:
@@ -123,17 +159,18 @@ def _own_images(images: Path, model: Model) -> Work:
     if not images.is_dir():
         raise DemoError(f"there is no folder {printable(str(images))}")
     children = sorted(child for child in images.iterdir() if not child.name.startswith("."))
-    if any(child.is_file() for child in children):
-        # Pictures lie in the folder itself: it is the one directory.
-        return Work(images.parent, [images.name], [])
-    if not children:
-        raise DemoError(f"the folder {printable(str(images))} is empty")
-    return Work(images, [child.name for child in children], [])
+    if any(child.is_file() and child.suffix.lower() in IMAGE_ENDINGS for child in children):
+        # Pictures lie in the folder itself: it is the one directory, with all that is below it.
+        return Work(images.parent, [images.name])
+    folders = [child.name for child in children if child.is_dir()]
+    if not folders:
+        raise DemoError(f"the folder {printable(str(images))} holds neither images nor folders")
+    return Work(images, folders)
 
 
-def _weights_home(model: Model, work: Work, scratch: Path) -> Path | None:
+def _weights_home(model: Model, work: Work, scratch: Path) -> Path:
     if model is Model.DECIMER:
-        return None
+        return _own_weights()
     _step("building the miniature model, which knows the sample images and nothing else")
     home = scratch / "weights"
     # In a process of its own: TensorFlow would stay in this one's memory.
@@ -145,14 +182,46 @@ def _weights_home(model: Model, work: Work, scratch: Path) -> Path | None:
     return home
 
 
+def _own_weights() -> Path:
+    """DECIMER's own weights, downloaded now if they are not there: before anything is started."""
+    home = Path(os.environ.get("UWORKER_WEIGHTS_HOME") or default_weights_home()).expanduser()
+    with Progress(
+        TextColumn("downloading {task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done, total=total)
+
+        try:
+            weights = ensure_weights(home, hand_drawn=False, pinned_sha256=None, on_progress=show)
+        except WeightsError as error:
+            raise DemoError(str(error)) from None
+    checked = "as its host publishes them" if weights.verified else "unverified"
+    _step(f"weights in {home}, {checked}")
+    return home
+
+
+def _plain_environment() -> dict[str, str]:
+    """This process's environment without the settings of other services and workers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("JOB_API_", "UWORKER_"))}
+
+
 @contextmanager
 def _process(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A program in a process group of its own, its output in a file; asked to stop at the end, then made to."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("JOB_API_", "UWORKER_"))}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            env={**plain, **environment},
+            env=_plain_environment() | environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -198,7 +267,7 @@ def _add_jobs(work: Work, root: str, password: str, scratch: Path) -> None:
     environment = {"JOB_API_ROOT": root, "JOB_API_USERNAME": "admin", "JOB_API_PASSWORD": password}
     added = subprocess.run(
         [*command, "--source", str(work.source)],
-        env={**os.environ, **environment},
+        env=_plain_environment() | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -209,10 +278,13 @@ def _add_jobs(work: Work, root: str, password: str, scratch: Path) -> None:
 
 
 @contextmanager
-def _worker(root: str, token: str, weights_home: Path | None, output: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    environment = {"UWORKER_JOB_API_ROOT": root, "UWORKER_JOB_API_TOKEN": token, "UWORKER_JOB_API_PROJECT": PROJECT}
-    if weights_home is not None:
-        environment["UWORKER_WEIGHTS_HOME"] = str(weights_home)
+def _worker(root: str, token: str, weights_home: Path, output: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    environment = {
+        "UWORKER_JOB_API_ROOT": root,
+        "UWORKER_JOB_API_TOKEN": token,
+        "UWORKER_JOB_API_PROJECT": PROJECT,
+        "UWORKER_WEIGHTS_HOME": str(weights_home),
+    }
     with _process([sys.executable, "-m", "uworker", "--once"], environment, output / "worker.log") as process:
         _step("a worker; it loads its engine first")
         yield process
@@ -285,18 +357,21 @@ def _report(client: Client, work: Work, csv_path: Path) -> None:
     console.print(shown)
     for weights, sha256 in sorted({(row["weights"], row["weights_sha256"]) for row in recognised}):
         _step(f"weights: {weights}, sha256 {sha256}")
-    if work.samples:
-        _check(work.samples, rows)
+    if work.expected:
+        _check(work.expected, rows)
 
 
-def _check(samples: list[Sample], rows: list[dict[str, str]]) -> None:
-    """Hold the CSV against what was drawn: every image once, each with its own SMILES."""
-    drawn = {(sample.directory, sample.image): sample.smiles for sample in samples}
-    read = {(row["directory"], row["image"]): row["smiles"] for row in rows}
-    right = sum(read.get(key) == smiles for key, smiles in drawn.items())
-    if right != len(drawn) or len(rows) != len(drawn):
-        raise DemoError(f"{right} of {len(drawn)} sample images got their own SMILES, in {len(rows)} rows")
-    _step(f"all {right} sample images got exactly the SMILES they were drawn from")
+def _check(expected: dict[tuple[str, str], tuple[str, str | None]], rows: list[dict[str, str]]) -> None:
+    """Hold the CSV against what was drawn: every image once, each with its own SMILES or the right status."""
+    read = {(row["directory"], row["image"]): (row["status"], row["smiles"] or None) for row in rows}
+    right = sum(read.get(key) == outcome for key, outcome in expected.items())
+    if right != len(expected) or len(rows) != len(expected):
+        raise DemoError(f"{right} of {len(expected)} sample images came out as they must, in {len(rows)} rows")
+    good = sum(smiles is not None for _, smiles in expected.values())
+    _step(
+        f"all {good} sample images that can be recognised got exactly the SMILES they were drawn from, "
+        f"and {right - good} bad files are rows that say what is wrong with them"
+    )
 
 
 def _how_to_go_on(output: Path, csv_path: Path) -> None:
