@@ -1,8 +1,9 @@
 """Endpoints about worker processes and their logs."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from job_api import fleet, projects, queue
 from job_api.counters import Tally
@@ -20,6 +21,7 @@ from job_api.routes.context import (
     route,
 )
 from job_api.schemas import (
+    MAX_INT8,
     Heartbeat,
     HeartbeatAnswer,
     LogLevel,
@@ -125,62 +127,50 @@ async def post_logs(running: ServiceDep, principal: CallerDep, worker_id: Worker
         await fleet.store_lines(connection, worker_id, batch.lines, principal.project)
 
 
-LevelQuery = Annotated[LogLevel | None, Query(description="at least this severe")]
-WorkerQuery = Annotated[str | None, Query(max_length=128)]
-TextQuery = Annotated[str | None, Query(max_length=200, description="part of the message")]
+@dataclass
+class LogFilter:
+    """Which log lines are wanted, as the query says it."""
+
+    level: Annotated[LogLevel | None, Query(description="at least this severe")] = None
+    worker_id: Annotated[str | None, Query(max_length=128)] = None
+    job_id: Annotated[int | None, Query(ge=1, le=MAX_INT8)] = None
+    text: Annotated[str | None, Query(max_length=200, description="part of the message")] = None
+    after: AfterIdQuery = 0
+    limit: LimitQuery = 100
+
+
+LogFilterDep = Annotated[LogFilter, Depends()]
 
 
 @router.get("/logs", **route(Role.READ, unbound=True))
 async def all_logs(
-    request: Request,
-    response: Response,
-    running: ServiceDep,
-    level: LevelQuery = None,
-    worker_id: WorkerQuery = None,
-    text: TextQuery = None,
-    after: AfterIdQuery = 0,
-    limit: LimitQuery = 100,
+    request: Request, response: Response, running: ServiceDep, wanted: LogFilterDep
 ) -> Page[StoredLogLine]:
     """Log lines of all workers, oldest first."""
-    async with running.database.connection() as connection:
-        items = await fleet.lines(
-            connection,
-            after,
-            project_id=None,
-            at_least=level,
-            worker_id=worker_id,
-            job_id=None,
-            text=text,
-            limit=limit,
-        )
-    link_next(request, response, items, limit, after=items[-1].id if items else 0)
-    return Page(items=items)
+    return await _page_of_lines(request, response, running, None, wanted)
 
 
 @router.get("/{project}/logs", **route(Role.READ, 404))
 async def project_logs(
-    request: Request,
-    response: Response,
-    running: ServiceDep,
-    project: ProjectPath,
-    level: LevelQuery = None,
-    worker_id: WorkerQuery = None,
-    job_id: AfterIdQuery | None = None,
-    text: TextQuery = None,
-    after: AfterIdQuery = 0,
-    limit: LimitQuery = 100,
+    request: Request, response: Response, running: ServiceDep, project: ProjectPath, wanted: LogFilterDep
 ) -> Page[StoredLogLine]:
     """Log lines that concern a project, oldest first."""
+    return await _page_of_lines(request, response, running, project, wanted)
+
+
+async def _page_of_lines(
+    request: Request, response: Response, running: Service, project: str | None, wanted: LogFilter
+) -> Page[StoredLogLine]:
     async with running.database.connection() as connection:
         items = await fleet.lines(
             connection,
-            after,
-            project_id=await projects.project_id(connection, project),
-            at_least=level,
-            worker_id=worker_id,
-            job_id=job_id,
-            text=text,
-            limit=limit,
+            wanted.after,
+            project_id=None if project is None else await projects.project_id(connection, project),
+            at_least=wanted.level,
+            worker_id=wanted.worker_id,
+            job_id=wanted.job_id,
+            text=wanted.text,
+            limit=wanted.limit,
         )
-    link_next(request, response, items, limit, after=items[-1].id if items else 0)
+    link_next(request, response, items, wanted.limit, after=items[-1].id if items else 0)
     return Page(items=items)

@@ -4,7 +4,6 @@ Starts a service with an embedded database and a worker, adds the directories, s
 out, and stops everything it started. It uses the commands a person would use.
 """
 
-import csv
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,12 +33,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from job_api import schemas
 from job_api.client import Client, ClientError
 from job_api.terminal import printable
+from uworker.demo import report
 from uworker.demo.samples import Sample, draw_awkward, draw_samples
 from uworker.images import IMAGE_ENDINGS
 from uworker.settings import default_weights_home
@@ -50,8 +48,6 @@ PROJECT = "demo"
 HOME = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 25.0
-SHOWN_ROWS = 8
-SHOWN_DIRECTORIES = 40
 # A directory of files such as a corpus of 200,000 has somewhere, most of them no good images.
 AWKWARD = "Awkward files (Anybody 2026)"
 
@@ -80,7 +76,7 @@ class Work:
     source: Path
     directories: list[str]
     samples: list[Sample] = field(default_factory=list)
-    expected: dict[tuple[str, str], tuple[str, str | None]] = field(default_factory=dict)
+    expected: dict[tuple[str, str], report.Outcome] = field(default_factory=dict)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -133,7 +129,7 @@ def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> N
     worker = stack.enter_context(_worker(root, token, home, output))
     _watch(client, worker, output)
     csv_path = _download(client, output)
-    _report(client, work, csv_path)
+    _report(client, work, report.read_rows(csv_path))
     _how_to_go_on(output, csv_path)
 
 
@@ -144,7 +140,7 @@ def _step(text: str) -> None:
 def _sample_images(root: Path) -> Work:
     shutil.rmtree(root, ignore_errors=True)
     samples = draw_samples(root)
-    expected: dict[tuple[str, str], tuple[str, str | None]] = {
+    expected: dict[tuple[str, str], report.Outcome] = {
         (sample.directory, sample.image): ("recognised", sample.smiles) for sample in samples
     }
     for name, awkward in draw_awkward(root / AWKWARD).items():
@@ -333,44 +329,18 @@ def _download(client: Client, output: Path) -> Path:
     return path
 
 
-def _report(client: Client, work: Work, csv_path: Path) -> None:
-    with csv_path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    by_directory = {name: Counter[str]() for name in work.directories}
-    for row in rows:
-        by_directory.setdefault(row["directory"], Counter())[row["status"]] += 1
-    table = Table("directory", "images", "recognised", "not recognised", "state")
-    for job in list(client.jobs(PROJECT))[:SHOWN_DIRECTORIES]:
-        counts = by_directory.get(job.directory, Counter())
-        other = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "recognised")
-        state = job.state + (f": {job.reason}" if job.reason else "")
-        table.add_row(printable(job.directory), str(counts.total()), str(counts["recognised"]), other or "0", state)
-    console.print(table)
-    recognised = [row for row in rows if row["status"] == "recognised"]
-    shown = Table("image", "SMILES", "confidence")
-    for row in recognised[:: max(1, len(recognised) // SHOWN_ROWS)][:SHOWN_ROWS]:
-        shown.add_row(
-            Text(printable(f"{row['directory']}/{row['image']}")),
-            Text(row["smiles"]),
-            f"{float(row['confidence']):.3f}",
-        )
-    console.print(shown)
-    for weights, sha256 in sorted({(row["weights"], row["weights_sha256"]) for row in recognised}):
-        _step(f"weights: {weights}, sha256 {sha256}")
-    if work.expected:
-        _check(work.expected, rows)
-
-
-def _check(expected: dict[tuple[str, str], tuple[str, str | None]], rows: list[dict[str, str]]) -> None:
-    """Hold the CSV against what was drawn: every image once, each with its own SMILES or the right status."""
-    read = {(row["directory"], row["image"]): (row["status"], row["smiles"] or None) for row in rows}
-    right = sum(read.get(key) == outcome for key, outcome in expected.items())
-    if right != len(expected) or len(rows) != len(expected):
-        raise DemoError(f"{right} of {len(expected)} sample images came out as they must, in {len(rows)} rows")
-    good = sum(smiles is not None for _, smiles in expected.values())
+def _report(client: Client, work: Work, rows: list[report.Row]) -> None:
+    report.show_directories(console, client.jobs(PROJECT), rows)
+    for weights in report.show_recognised(console, rows):
+        _step(f"weights: {weights}")
+    if not work.expected:
+        return
+    if wrong := report.compare(work.expected, rows):
+        raise DemoError(wrong)
+    good = sum(smiles is not None for _, smiles in work.expected.values())
     _step(
         f"all {good} sample images that can be recognised got exactly the SMILES they were drawn from, "
-        f"and {right - good} bad files are rows that say what is wrong with them"
+        f"and {len(work.expected) - good} bad files are rows that say what is wrong with them"
     )
 
 
