@@ -5,7 +5,6 @@ Passwords are hashed with argon2id, tokens (256 random bits) with SHA-256. No se
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import secrets
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ TOKEN_PREFIX = "dj_"  # noqa: S105 - says what the string is, for secret scanner
 # How long a revoked token may still be honoured by another process than the one that revoked it.
 TOKEN_CACHE_SECONDS = 5.0
 FAILED_LOGINS_PER_MINUTE = 10
+# Over all names together: each try of any name costs a slow hash.
+FAILED_LOGINS_OF_HOST_PER_MINUTE = 60
 PARALLEL_HASHES = 2
 
 # What each role may do, by the role an endpoint asks for. Worker stands apart.
@@ -51,6 +52,8 @@ ON CONFLICT (name) DO UPDATE SET password_hash = $2, role = $3, project = $4
 RETURNING id, name, role, project, created_at
 """
 DELETE_USER = "DELETE FROM users WHERE name = $1 RETURNING id"
+# Two that take each other's administration at once must follow one another.
+LOCK_USERS = "LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"
 ADMINS = "SELECT count(*) FROM users WHERE role = 'admin' AND project IS NULL"
 REVOKE_TOKENS_OF_USER = "UPDATE tokens SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL"
 FIND_BY_HASH = """
@@ -86,8 +89,14 @@ class Principal:
 
     @property
     def owner(self) -> str:
-        """The key a worker id is bound to; the same for all tokens of one user, so that a renewed token fits."""
-        return f"user:{self.user_id}" if self.user_id is not None else f"token:{self.token_id}"
+        """The key a worker id is bound to.
+
+        The same for all tokens a user has for one project, so that a renewed token fits, and one for another project
+        does not.
+        """
+        if self.user_id is None:
+            return f"token:{self.token_id}"
+        return f"user:{self.user_id}:{self.project or ''}"
 
     def require(self, role: Role) -> None:
         """Refuse a caller whose role does not include `role`.
@@ -123,6 +132,7 @@ class Authenticator:
         self._owners: LRUCache[str, str] = LRUCache(maxsize=10_000)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._limit = RateLimitItemPerMinute(FAILED_LOGINS_PER_MINUTE)
+        self._host_limit = RateLimitItemPerMinute(FAILED_LOGINS_OF_HOST_PER_MINUTE)
 
     async def authenticate(self, authorization: str | None, client_host: str) -> Principal:
         """The caller of a request, by its Authorization header.
@@ -157,7 +167,7 @@ class Authenticator:
         """The user of a Basic login. Raises as `authenticate`."""
         try:
             name, separator, password = base64.b64decode(credentials, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             raise Unauthenticated("the Basic login cannot be read") from None
         if not separator or "\0" in name:
             raise Unauthenticated("the Basic login cannot be read")
@@ -168,10 +178,14 @@ class Authenticator:
         stored = user["password_hash"] if user is not None else self._nobodys_hash
         # Counted where they queue, or a thousand tries at once would all pass before the first has failed.
         async with self._hashing:
-            if not await self._limiter.test(self._limit, *bucket):
+            if not (
+                await self._limiter.test(self._limit, *bucket)
+                and await self._limiter.test(self._host_limit, client_host)
+            ):
                 raise TooManyRequests(f"too many failed logins as {name!r}; wait a minute", retry_after_seconds=60)
             if not await asyncio.to_thread(self._matches, stored, password) or user is None:
                 await self._limiter.hit(self._limit, *bucket)
+                await self._limiter.hit(self._host_limit, client_host)
                 raise Unauthenticated("the user name or the password is wrong")
         return Principal(f"user {name!r}", Role(user["role"]), user["project"], user_id=user["id"], token_id=None)
 
@@ -208,6 +222,7 @@ class Authenticator:
         async with self._hashing:
             password_hash = await asyncio.to_thread(self._hasher.hash, user.password)
         async with self._database.transaction() as connection:
+            await connection.execute(LOCK_USERS)
             row = await connection.fetchrow(PUT_USER, name, password_hash, user.role, user.project)
             if row is None:
                 raise RuntimeError("a user that was just stored is not there")
@@ -222,15 +237,18 @@ class Authenticator:
 
         Raises:
             NotFound: there is no such user.
-            Forbidden: it is the caller itself; somebody must be left to let others in.
+            Forbidden: it is the caller itself, or the only administrator; somebody must be left to let others in.
         """
         async with self._database.connection() as connection:
             user = await connection.fetchrow(USER, name)
         if user is not None and user["id"] == principal.user_id:
             raise Forbidden("one cannot delete oneself; ask another administrator")
-        async with self._database.connection() as connection:
+        async with self._database.transaction() as connection:
+            await connection.execute(LOCK_USERS)
             if await connection.fetchval(DELETE_USER, name) is None:
                 raise NotFound(f"there is no user {name!r}")
+            if not await connection.fetchval(ADMINS):
+                raise Forbidden(f"{name!r} is the only administrator; make another one first")
         self._tokens.clear()
 
     async def issue(self, principal: Principal, wanted: NewToken, *, tied: bool) -> IssuedToken:

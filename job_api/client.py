@@ -2,8 +2,9 @@
 
 Everything that is retried is retried by it (`sending` decides) and nowhere else: an unreachable service, a broken
 connection, a time-out and the answers 429, 502, 503 and 504, with exponential back-off and full jitter, or after what
-`Retry-After` says, until `retry_seconds` have passed. Every call of the API may be sent twice without harm, so all of
-them are retried.
+`Retry-After` says, until `retry_seconds` have passed. Nearly every call of the API may be sent twice without harm; the
+few that may not (retry, rerun, force_release, new_token) are only sent again while it is certain that they did not
+arrive.
 
     from job_api.client import Client
     with Client("http://localhost:8800", username="admin", password="…") as client:
@@ -136,7 +137,7 @@ class Client:
 
     def new_token(self, token: schemas.NewToken) -> schemas.IssuedToken:
         """Make a token of any role (admin)."""
-        return self._ask(schemas.IssuedToken, "POST", "/v4/tokens", token)
+        return self._ask(schemas.IssuedToken, "POST", "/v4/tokens", token, repeatable=False)
 
     def tokens(self) -> list[schemas.Token]:
         """All tokens that are neither revoked nor expired, without their secrets."""
@@ -198,16 +199,16 @@ class Client:
 
     def retry(self, project: str, job_id: int) -> schemas.Job:
         """Queue a failed or cancelled job again, with a clean slate."""
-        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/retry")
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/retry", repeatable=False)
 
     def rerun(self, project: str, job_id: int, statuses: Sequence[schemas.ResultStatus] | None = None) -> schemas.Job:
         """Queue a finished job again: all its images, or those whose result has one of `statuses`."""
         body = schemas.Rerun(statuses=list(statuses) if statuses is not None else None)
-        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/rerun", body)
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/rerun", body, repeatable=False)
 
     def force_release(self, project: str, job_id: int) -> schemas.Job:
         """Take a claimed job from its worker and queue it again."""
-        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/force-release")
+        return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/force-release", repeatable=False)
 
     # --- the worker's side ---
 
@@ -338,9 +339,15 @@ class Client:
             answer.close()
 
     def _ask(
-        self, model: type[Model], method: str, path: str, body: BaseModel | Mapping[str, Any] | None = None
+        self,
+        model: type[Model],
+        method: str,
+        path: str,
+        body: BaseModel | Mapping[str, Any] | None = None,
+        *,
+        repeatable: bool = True,
     ) -> Model:
-        return parse(model, self._send(method, path, body))
+        return parse(model, self._send(method, path, body, repeatable=repeatable))
 
     def _pages(self, model: type[Model], path: str, params: Mapping[str, Any] | None = None) -> Iterator[Model]:
         return self._items(schemas.Page[model], path, params)  # type: ignore[valid-type]

@@ -32,6 +32,8 @@ OLDEST_SERVER = 15
 CONNECT_SECONDS = 10.0
 ACQUIRE_SECONDS = 10.0
 WATCH_SECONDS = 1.0
+# A sign of life older than this is none: the database, this process, or its whole machine stood still.
+CONTACT_SECONDS = 5.0
 
 UNAVAILABLE = (
     OSError,
@@ -45,6 +47,8 @@ UNAVAILABLE = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
+    # What asyncpg's pool raises when it gives back a connection that was cut off in the middle.
+    asyncpg.InternalClientError,
     asyncpg.QueryCanceledError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -71,6 +75,7 @@ class Database:
         self._embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
         self._pool: asyncpg.Pool | None = None
         self._contact_since: float | None = None
+        self._seen_at = 0.0
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -107,7 +112,7 @@ class Database:
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)
             raise
-        self._contact_since = time.monotonic()
+        self._contact_since = self._seen_at = time.monotonic()
         self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -126,8 +131,14 @@ class Database:
 
     @property
     def contact_seconds(self) -> float:
-        """For how long the database has answered without a break; 0 when it does not answer now."""
-        return 0.0 if self._contact_since is None else time.monotonic() - self._contact_since
+        """For how long the database has answered this process without a break; 0 when it does not answer now.
+
+        A process that was stopped for a while has had a break too: meanwhile no heartbeat could arrive through it.
+        """
+        now = time.monotonic()
+        if self._contact_since is None or now - self._seen_at > CONTACT_SECONDS:
+            return 0.0
+        return now - self._contact_since
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -161,25 +172,36 @@ class Database:
             yield connection
 
     async def _watch(self) -> None:
-        """Ask the database for a sign of life, and bring an embedded one back."""
+        """Ask the database for a sign of life, and bring an embedded one back; goes on whatever happens."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 async with self.connection() as connection:
-                    await connection.fetchval("SELECT 1", timeout=5)
-            except JobApiError as error:
+                    await connection.fetchval("SELECT 1", timeout=CONTACT_SECONDS)
+            except Exception as error:  # noqa: BLE001 - a watch that ended would leave leases unjudged for ever
                 if self._contact_since is not None:
                     log.error("lost contact with the database: %s", error.__cause__ or error)  # noqa: TRY400
                 self._contact_since = None
-                if self._embedded is not None:
-                    try:
-                        await asyncio.to_thread(self._embedded.ensure_running)
-                    except StartupError as why:
-                        log.error("%s", why)  # noqa: TRY400 - sentences for people, no tracebacks
+                await self._bring_back()
             else:
+                now = time.monotonic()
                 if self._contact_since is None:
                     log.warning("the database answers again")
-                    self._contact_since = time.monotonic()
+                    self._contact_since = now
+                elif now - self._seen_at > CONTACT_SECONDS:
+                    log.warning("this process stood still for %.0f s", now - self._seen_at)
+                    self._contact_since = now
+                self._seen_at = now
+
+    async def _bring_back(self) -> None:
+        if self._embedded is None:
+            return
+        try:
+            await asyncio.to_thread(self._embedded.ensure_running)
+        except StartupError as why:
+            log.error("%s", why)  # noqa: TRY400 - sentences for people, no tracebacks
+        except Exception:
+            log.exception("the embedded database could not be started again; it is tried again")
 
 
 async def _read_json(connection: asyncpg.Connection | Connection) -> None:

@@ -50,7 +50,7 @@ class EmbeddedPostgres:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.expanduser().resolve()
         self.pgdata = self.data_dir / "postgresql"
-        self._lock = filelock.FileLock(self.data_dir / "service.lock")
+        self._lock = filelock.FileLock(self.data_dir / "service.lock", thread_local=False)
         self._server: PostgresServer | None = None
         self._starting = threading.Lock()
 
@@ -75,19 +75,19 @@ class EmbeddedPostgres:
 
     def ensure_running(self) -> None:
         """Start the server again if it is gone."""
-        if self._server is None:
-            return
         with self._starting:
-            if not self._accepts_connections():
+            # Asked under the lock: `stop` may just have ended it for good.
+            if self._server is not None and not self._accepts_connections():
                 log.warning("the embedded database is gone; starting it again")
                 self._bring_up()
 
     def stop(self) -> None:
         """Stop the server and give the data directory free."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
-        self._lock.release()
+        with self._starting:
+            if self._server is not None:
+                self._server.stop()
+                self._server = None
+            self._lock.release()
 
     def _prepare_directory(self) -> None:
         if len(str(self.pgdata).encode()) > MAX_DIRECTORY_BYTES:
@@ -158,10 +158,10 @@ class EmbeddedPostgres:
                     self._server = server
                 else:
                     self._server.ensure_postgres_running()
+            self._check_access()
+            self._create_database()
         except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
             raise StartupError(f"the embedded PostgreSQL does not start: {_last_words(self.pgdata, error)}") from error
-        self._check_access()
-        self._create_database()
 
     def _clear_away_dead_server(self) -> None:
         """Remove the pid file of a server that was killed.
@@ -249,7 +249,8 @@ def _kept_permissions(*paths: Path) -> Iterator[None]:
             wanted = mode | stat.S_IXGRP | stat.S_IXOTH
             if wanted != mode:
                 log.warning("running as root: %s is now passable (go+x) for the database's account pgserver", parent)
-            parent.chmod(wanted)
+            if stat.S_IMODE(parent.stat().st_mode) != wanted:
+                parent.chmod(wanted)
 
 
 def _works_in(process: psutil.Process, directory: Path) -> bool:

@@ -24,6 +24,7 @@ from job_api.schemas import (
 
 RATE_WINDOW_SECONDS = 300.0
 SAMPLES_KEPT_SECONDS = 3600.0
+DELETE_SECONDS = 3600.0
 
 PROJECT = """
 SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at
@@ -45,6 +46,8 @@ PAUSE = """
 UPDATE projects SET paused = $2 WHERE name = $1
 RETURNING name, source, engine, engine_options, priority, max_failures, paused, created_at
 """
+# Late writers of its jobs come before the deletion or find nothing.
+LOCK_JOBS = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE project_id = $1 ORDER BY id FOR UPDATE) AS j"
 UNFINISHED = "SELECT count(*) FROM jobs WHERE project_id = $1 AND state IN ('queued', 'waiting', 'claimed')"
 # Everything of a project, children first; the slots and samples go with it.
 DELETES = (
@@ -66,6 +69,8 @@ INSERT INTO project_samples (project_id, sampled_at, images_stored)
 SELECT n.project_id, date_bin('5 seconds', now(), 'epoch'), n.images_stored
 FROM (SELECT project_id, sum(images_stored)::bigint AS images_stored, sum(claimed) AS claimed
       FROM project_slots GROUP BY project_id) AS n
+-- A project that is just being deleted is passed over: its row would have to be waited for.
+JOIN (SELECT id FROM projects FOR KEY SHARE SKIP LOCKED) AS p ON p.id = n.project_id
 WHERE n.claimed > 0 OR n.images_stored IS DISTINCT FROM (
     SELECT s.images_stored FROM project_samples s WHERE s.project_id = n.project_id ORDER BY sampled_at DESC LIMIT 1)
 ON CONFLICT DO NOTHING
@@ -161,10 +166,11 @@ async def delete(connection: Connection, name: str) -> None:
     found = await connection.fetchval("SELECT id FROM projects WHERE name = $1 FOR UPDATE", name)
     if found is None:
         raise NotFound(f"there is no project {name!r}")
+    await connection.fetchval(LOCK_JOBS, found, timeout=DELETE_SECONDS)
     if unfinished := await connection.fetchval(UNFINISHED, found):
         raise ProjectBusy(f"{unfinished} jobs of {name!r} are unfinished; wait for them or cancel them first")
     for statement in DELETES:
-        await connection.execute(statement, found)
+        await connection.execute(statement, found, timeout=DELETE_SECONDS)
 
 
 async def status(connection: Connection, name: str) -> ProjectStatus:

@@ -120,8 +120,9 @@ async def heartbeat(database: Database, worker_id: str, named: Sequence[HeldLeas
         if status is LeaseStatus.LOST and fate is not None:
             if fate["outcome"] == Outcome.CANCELLED:
                 status = LeaseStatus.CANCELLED
-            elif await _revive(database, LeaseKey(fate["project_id"], job_id, worker_id, lease_seq), pace):
-                status = LeaseStatus.HELD
+            elif fate["outcome"] in (None, Outcome.EXPIRED):
+                key = LeaseKey(fate["project_id"], job_id, worker_id, lease_seq)
+                status = LeaseStatus.HELD if await _revive(database, key, pace) else status
         verdicts.append(LeaseVerdict(job_id=job_id, lease_seq=lease_seq, status=status))
     return verdicts
 
@@ -216,7 +217,8 @@ async def fail(
     require_open(held)
     charged = held["new_results"] == 0
     failures = held["failures"] + charged
-    state = JobState.WAITING if retryable and failures < held["max_failures"] else JobState.FAILED
+    final = not retryable or (charged and failures >= held["max_failures"])
+    state = JobState.FAILED if final else JobState.WAITING
     held = {**held, "failures": failures}
     await _end(
         connection,
@@ -390,6 +392,8 @@ async def force_release(connection: Connection, project_id: int, job_id: int, ta
     """
     job = await _lock(connection, project_id, job_id)
     if job["state"] == JobState.QUEUED:
+        # Its last lease may have expired just now, and must not come back.
+        await connection.execute(sql.SHUT_OUT, job_id)
         return
     if job["state"] != JobState.CLAIMED:
         raise WrongState(f"job {job_id} is {job['state']}; only a claimed job can be released")

@@ -105,6 +105,8 @@ UPDATE jobs SET
     image_count = coalesce($8, image_count), lease_seq = lease_seq + $9
 WHERE id = $1
 """
+# Let the last lease of a job that nobody holds never come back.
+SHUT_OUT = "UPDATE jobs SET lease_seq = lease_seq + 1 WHERE id = $1"
 END_ATTEMPT = """
 UPDATE attempts SET outcome = $3, ended_at = now(), charged = $4, reason = $5, message = $6
 WHERE job_id = $1 AND lease_seq = $2
@@ -135,8 +137,8 @@ ended AS (
     FROM expired e WHERE a.job_id = e.id AND a.lease_seq = e.lease_seq),
 put AS (
     UPDATE jobs j SET
-        state = CASE WHEN e.failures >= e.max_failures THEN 'failed' ELSE 'queued' END,
-        finished_at = CASE WHEN e.failures >= e.max_failures THEN now() END,
+        state = CASE WHEN e.charged AND e.failures >= e.max_failures THEN 'failed' ELSE 'queued' END,
+        finished_at = CASE WHEN e.charged AND e.failures >= e.max_failures THEN now() END,
         queue_pos = nextval('queue_pos_seq'), worker_id = NULL, claim_key = NULL, lease_expires_at = NULL,
         failures = e.failures, reason = 'lease-expired',
         message = 'worker ' || e.worker_id || ' was not heard of any more; it may have died of this directory'

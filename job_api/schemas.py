@@ -3,6 +3,7 @@
 Times are aware UTC datetimes of the database's clock; durations are in the unit their name ends in.
 """
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +27,8 @@ MAX_LOG_LINES_PER_POST = 1_000
 MAX_LEASES_PER_CLAIM = 100
 MAX_LEASES_PER_HEARTBEAT = 1_000
 MAX_WAIT_SECONDS = 50
+MAX_ENGINE_OPTIONS_BYTES = 16_384
+MAX_ENGINE_OPTIONS_DEPTH = 10
 MAX_PAGE_SIZE = 1_000
 
 SESSION_TOKEN_NAME = "session"  # noqa: S105 - what a token that stands for a login is called
@@ -270,12 +273,38 @@ class User(Wire):
 # --- projects --------------------------------------------------------------------------------------------------
 
 
+def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that can be stored, sent to every worker and read by people; anything else would harm them all."""
+    try:
+        text = json.dumps(options, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except ValueError:
+        raise ValueError("holds NaN, Infinity or a lone surrogate") from None
+    if size > MAX_ENGINE_OPTIONS_BYTES:
+        raise ValueError(f"is {size} bytes long; at most {MAX_ENGINE_OPTIONS_BYTES} are allowed")
+    if "\\u0000" in text:
+        raise ValueError("holds a NUL character")
+    if _depth(options) > MAX_ENGINE_OPTIONS_DEPTH:
+        raise ValueError(f"is nested more than {MAX_ENGINE_OPTIONS_DEPTH} deep")
+    return options
+
+
+def _depth(value: Any) -> int:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, children), default=0)
+
+
+EngineOptions = Annotated[dict[str, Any], AfterValidator(_plain_options)]
+
+
 class ProjectSettings(Request):
     """What a project is made of. In a PUT to an existing project only the fields that are given change."""
 
     source: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_no_nul)] | None = None
     engine: Name | None = None
-    engine_options: dict[str, Any] | None = None
+    engine_options: EngineOptions | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
     max_failures: int | None = Field(default=None, ge=1, le=100)
 

@@ -157,8 +157,19 @@ class Sender:
         params: Mapping[str, Any] | None = None,
         extra_seconds: float = 0,
         stream: bool = False,
+        repeatable: bool = True,
     ) -> httpx.Response:
         """Send one request, again where that may help.
+
+        Args:
+            method: HTTP method.
+            path: of the URL.
+            body: sent as JSON.
+            params: of the query; those that are None are left out.
+            extra_seconds: how much longer than usual the answer may take.
+            stream: whether the caller reads the body bit by bit.
+            repeatable: whether doing it twice is the same as doing it once; if not, it is only sent again while it
+                is certain that it did not arrive.
 
         Raises:
             Unreachable: no useful answer came within `retry_seconds`.
@@ -187,7 +198,7 @@ class Sender:
             reraise=True,
         )
         try:
-            answer: httpx.Response = retrying(self._try_once, build, stream)
+            answer: httpx.Response = retrying(self._try_once, build, stream, repeatable)
         except _Transient as transient:
             cause = transient.cause
             if isinstance(cause, ApiError) and cause.status == 429:
@@ -205,9 +216,17 @@ class Sender:
         if self._stop.wait(seconds):
             raise Unreachable(f"the job service at {self.root} was not reached before this program was told to stop")
 
-    def _try_once(self, build: Callable[[], httpx.Request], stream: bool) -> httpx.Response:
+    def _try_once(self, build: Callable[[], httpx.Request], stream: bool, repeatable: bool) -> httpx.Response:
         token = self._current_token()
-        answer = self._exchange(build(), token, stream)
+        try:
+            answer = self._exchange(build(), token, stream)
+        except _Transient as transient:
+            if repeatable or isinstance(transient.cause, httpx.ConnectError | httpx.ConnectTimeout):
+                raise
+            raise Unreachable(
+                f"the answer of {self.root} did not arrive ({why(transient.cause)}); look whether it was done "
+                "before you try again"
+            ) from transient
         if answer.status_code == 401 and self._login and self._token_is_ours:
             self._forget(token)
             answer = self._exchange(build(), self._current_token(), stream)

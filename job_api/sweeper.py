@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from job_api import projects, queue
 from job_api.db import Database
@@ -13,33 +13,46 @@ log = logging.getLogger(__name__)
 
 
 async def sweep_for_ever(database: Database, settings: Settings, ring: Callable[[], None]) -> None:
-    """Sweep every `sweep_seconds`.
+    """Sweep every `sweep_seconds`, and note how far the projects are.
 
     Leases are only judged after `lease_seconds` of unbroken contact with the database: while it or this process was
     away no heartbeat could arrive, and the whole fleet would be expired on the return.
     """
     while True:
         await asyncio.sleep(settings.sweep_seconds)
-        try:
-            async with database.connection() as connection:
-                await projects.take_samples(connection)
-            await sweep(database, ring, judge_leases=database.contact_seconds >= settings.lease_seconds)
-        except JobApiError as error:
-            log.warning("the sweep was put off: %s", error)
-        except Exception:
-            # A sweep that stopped for good would leave the jobs of dead workers claimed for ever.
-            log.exception("the sweep failed; it is tried again")
+        judge_leases = database.contact_seconds >= settings.lease_seconds
+        await _attempt(sweep(database, ring, judge_leases=judge_leases))
+        await _attempt(_take_samples(database))
+
+
+async def _attempt(work: Awaitable[None]) -> None:
+    """Do something that is done again soon, and must not end the sweeps: jobs of dead workers would stay claimed."""
+    try:
+        await work
+    except JobApiError as error:
+        log.warning("the sweep was put off: %s", error)
+    except Exception:
+        log.exception("the sweep failed; it is tried again")
+
+
+async def _take_samples(database: Database) -> None:
+    async with database.connection() as connection:
+        await projects.take_samples(connection)
 
 
 async def sweep(database: Database, ring: Callable[[], None], *, judge_leases: bool) -> None:
-    """Sweep once, each project in its own transaction, until nothing is overdue."""
+    """Sweep once, each project in its own transactions, until nothing is overdue."""
     async with database.connection() as connection:
         overdue = await queue.overdue_projects(connection, judge_leases=judge_leases)
     for project_id in overdue:
-        moved = {"": 1}
-        while moved:
-            async with database.transaction() as connection:
-                moved = await queue.sweep(connection, project_id, judge_leases=judge_leases)
-            if moved:
-                log.info("swept project %d: %s", project_id, moved)
-                ring()
+        await _attempt(_sweep_project(database, ring, project_id, judge_leases=judge_leases))
+
+
+async def _sweep_project(database: Database, ring: Callable[[], None], project_id: int, *, judge_leases: bool) -> None:
+    moved = {"": 1}
+    while moved:
+        async with database.transaction() as connection:
+            moved = await queue.sweep(connection, project_id, judge_leases=judge_leases)
+        if moved:
+            log.info("swept project %d: %s", project_id, moved)
+            ring()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from job_api import schemas
-from job_api.auth import FAILED_LOGINS_PER_MINUTE
+from job_api.auth import FAILED_LOGINS_OF_HOST_PER_MINUTE, FAILED_LOGINS_PER_MINUTE
 from job_api.client import ApiError, Client, Refused
 from job_api.main import PASSWORD_FILE
 from job_api.schemas import NewToken, NewUser, Role
@@ -326,3 +326,18 @@ def test_the_last_administrator_stays_one(service: RunningService) -> None:
             admin.put_user("admin", schemas.NewUser(password="another password", role=role, project=project))
     with Client(service.root, username="admin", password=service.admin_password) as still:
         assert [user.role for user in still.users()] == ["admin"]
+
+
+@pytest.mark.parametrize("header", ["Basic \u00e9", "Basic ====", "Basic !", "Bearer", "Bearer \u00e9", "Digest x", ""])
+def test_a_login_that_cannot_be_read_is_refused(service: RunningService, header: str) -> None:
+    answer = httpx.get(f"{service.root}/v4", headers=[(b"Authorization", header.encode("latin-1"))])
+    assert answer.status_code == 401
+    assert answer.json()["type"].endswith("unauthenticated")
+
+
+def test_wrong_names_are_limited_too(service: RunningService) -> None:
+    answers = [
+        httpx.get(f"{service.root}/v4", auth=(f"user{number}", "x"), headers={"X-Forwarded-For": f"10.0.0.{number}"})
+        for number in range(FAILED_LOGINS_OF_HOST_PER_MINUTE + 1)
+    ]
+    assert [answer.status_code for answer in answers] == [401] * FAILED_LOGINS_OF_HOST_PER_MINUTE + [429]

@@ -1,5 +1,6 @@
 """The life of a job and a project as people steer and see it."""
 
+import httpx
 import pytest
 
 from job_api.client import ApiError, Client, NotFound
@@ -134,3 +135,30 @@ def test_the_status_says_how_fast_and_how_long(service: RunningService, admin: C
     assert "2 unfinished directories" in (status.eta_assumes or "")
     assert status.active_workers == 1
     assert status.links["results"] == f"/v4/{PROJECT}/results"
+
+
+def nested(depth: int) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for _ in range(depth):
+        options = {"a": options}
+    return options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"a": nested(10)}, "nested more than 10 deep"),
+        ({"a": nested(300)}, "nested"),
+        ({"a": "x" * 20_000}, "at most 16384"),
+        ({"a": "nul\0"}, "NUL"),
+    ],
+)
+def test_options_that_would_harm_every_worker_are_refused(
+    service: RunningService, admin: Client, worker: Holder, options: dict[str, object], words: str
+) -> None:
+    headers = {"Authorization": f"Bearer {service.token('submit')}"}
+    answer = httpx.put(f"{service.root}/v4/{PROJECT}", json={"engine_options": options}, headers=headers)
+    assert answer.status_code == 422
+    assert words in answer.json()["detail"]
+    admin.add_jobs(PROJECT, ["a"])
+    assert worker.one(None).engine_options == {}

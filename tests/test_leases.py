@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
-from job_api.client import ApiError, Client, LeaseLost, NotFound, ResultsMissing, WorkerStopped
-from job_api.schemas import JobState, LeaseStatus, LogLine, ProjectSettings
+from job_api.client import ApiError, Client, LeaseLost, NotFound, Refused, ResultsMissing, WorkerStopped
+from job_api.schemas import JobState, LeaseStatus, LogLine, NewUser, ProjectSettings, Role
 from tests.plugins.holder import Holder, result
 from tests.plugins.service import RunningService, ServiceStarter
 
@@ -313,6 +314,9 @@ def test_an_api_away_for_longer_than_a_lease_does_not_expire_the_fleet(start_ser
     first.sql("UPDATE jobs SET lease_expires_at = now() - interval '1 hour'")
     returned = start_service(database_url=first.database_url, lease_seconds=3, heartbeat_seconds=1, sweep_seconds=0.1)
     time_of_return = time.monotonic()
+    # Many sweeps go by, and none of them may judge this lease yet.
+    while time.monotonic() < time_of_return + 1:
+        assert admin.job(PROJECT, lease.job_id).state is JobState.CLAIMED
     again = Holder(Client(returned.root, token=first.token("worker")), worker.worker_id)
     with again.client:
         assert again.status_of(lease) is LeaseStatus.HELD
@@ -422,3 +426,80 @@ def test_a_row_of_an_older_lease_is_replaced_by_a_newer_one(service: RunningServ
     rows = {row.image: (row.smiles, row.lease_seq) for row in admin.job_results(PROJECT, lease.job_id)}
     assert rows == {"1.png": ("O", 2), "2.png": (None, 1)}
     service.assert_counters_equal_recount()
+
+
+def test_a_forced_release_shuts_out_a_lease_that_has_just_expired(service: RunningService, admin: Client) -> None:
+    worker = holder(service)
+    lease = worker.one(PROJECT)
+    service.sql("UPDATE attempts SET outcome = 'expired', ended_at = now()")
+    service.sql("UPDATE jobs SET state = 'queued', worker_id = NULL, claim_key = NULL, lease_expires_at = NULL")
+    service.sql("UPDATE project_slots SET queued = queued + 1, claimed = claimed - 1 WHERE slot = 0")
+    assert admin.force_release(PROJECT, lease.job_id).state is JobState.QUEUED
+    assert_shut_out(service, worker, lease)
+
+
+@pytest.mark.service(**SHORT_LEASE)
+def test_a_goodbye_gives_back_all_leases_though_some_have_run_out(service: RunningService) -> None:
+    admin = with_jobs(service, "a", "b", "c")
+    leaving = holder(service)
+    leases = leaving.claim(PROJECT, max_jobs=3)
+    wait_for(lambda: admin.project(PROJECT).jobs.queued == 3)
+    taken = holder(service).one(PROJECT)
+    assert taken.job_id == leases[0].job_id
+    leaving.client.goodbye(leaving.worker_id)
+    assert admin.project(PROJECT).jobs.unfinished == 3
+    service.assert_counters_equal_recount()
+
+
+def test_tokens_of_one_user_for_two_projects_are_two_workers(service: RunningService) -> None:
+    admin = service.client("admin")
+    admin.put_user("fleet", NewUser(password="a long password", role=Role.WORKER))
+    holders = []
+    for name in ("one", "two"):
+        admin.put_project(name, ProjectSettings(source="file:///data"))
+        admin.add_jobs(name, ["a"])
+        login = ("fleet", "a long password")
+        answer = httpx.post(f"{service.root}/v4/token", auth=login, json={"project": name})
+        token = answer.raise_for_status().json()["token"]
+        holders.append(Holder(Client(service.root, token=token), "shared-id"))
+    one, two = holders
+    with one.client, two.client:
+        lease = two.one("two")
+        for act in (one.heartbeat, lambda: one.claim("one"), lambda: one.client.goodbye("shared-id")):
+            with pytest.raises(Refused, match="belongs to another"):
+                act()
+        assert two.status_of(lease) is LeaseStatus.HELD
+
+
+def test_a_token_revoked_while_its_claim_waits_gets_nothing(service: RunningService) -> None:
+    admin = with_jobs(service)
+    worker = Holder(service.client("worker", fresh=True))
+    refused: list[BaseException] = []
+
+    def claim() -> None:
+        try:
+            worker.claim(PROJECT, wait_seconds=30)
+        except Refused as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=claim)
+    thread.start()
+    wait_for(lambda: len(service.sql("SELECT 1 FROM workers")) == 1)
+    [token] = [token for token in admin.tokens() if token.name == "test-worker"]
+    admin.revoke_token(token.id)
+    admin.add_jobs(PROJECT, ["a"])
+    thread.join(timeout=30)
+    assert len(refused) == 1
+    assert admin.project(PROJECT).jobs.queued == 1
+
+
+def test_a_claim_whose_client_hung_up_gets_nothing(service: RunningService) -> None:
+    admin = with_jobs(service)
+    body = {"worker_id": "gone", "claim_key": "k", "wait_seconds": 30}
+    headers = {"Authorization": f"Bearer {service.token('worker')}"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{service.root}/v4/{PROJECT}/claim", json=body, headers=headers, timeout=0.5)
+    # Answered only after the service has seen the other connection's end.
+    wait_for(lambda: service.client("admin").server().version != "")
+    admin.add_jobs(PROJECT, ["a"])
+    assert holder(service).one(PROJECT).directory == "a"

@@ -6,12 +6,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import asyncpg
 import psutil
+import pytest
 
 from job_api.client import Client
 from job_api.counters import RECOUNT, SUMS
-from job_api.schemas import NewToken, ProjectSettings, Role
+from job_api.schemas import LeaseStatus, NewToken, ProjectSettings, Role
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
+from tests.plugins.holder import Holder
 from tests.plugins.service import run
 from tests.serving import Serving, wait_for
 
@@ -48,8 +51,6 @@ def assert_finished_and_right(admin: Client, corpus: Corpus, directories: int = 
 
 
 def assert_counters_equal_recount(url: str) -> None:
-    import asyncpg  # noqa: PLC0415 - here alone
-
     async def both() -> tuple[dict[str, int], dict[str, int]]:
         connection = await asyncpg.connect(url)
         try:
@@ -145,3 +146,51 @@ def test_sigterm_is_obeyed_in_time_when_nobody_answers(
             serving.process.send_signal(signal.SIGCONT)
         assert "goodbye did not arrive" in worker.log
         assert worker.children() == []
+
+
+def overdue_seconds(url: str) -> float:
+    """For how long the one lease has been over, on the database's clock."""
+
+    async def ask() -> float:
+        connection = await asyncpg.connect(url)
+        try:
+            return float(await connection.fetchval("SELECT extract(epoch FROM now() - lease_expires_at) FROM jobs"))
+        finally:
+            await connection.close()
+
+    return run(ask())
+
+
+@pytest.mark.parametrize("stopped", ["service", "database"])
+def test_what_stood_still_for_longer_than_a_lease_expires_nobody_on_its_return(data_dir: Path, stopped: str) -> None:
+    with Serving(data_dir, lease_seconds=8, heartbeat_seconds=1, sweep_seconds="0.1") as serving:
+        admin = serving.client(retry_seconds=60)
+        admin.put_project(PROJECT, ProjectSettings(source="file:///data"))
+        admin.add_jobs(PROJECT, ["a"])
+        holder = Holder(Client(serving.root, token=admin.new_token(NewToken(name="w", role=Role.WORKER)).token))
+        lease = holder.one(PROJECT)
+        began = time.monotonic()
+        processes = [psutil.Process(serving.process.pid)]
+        if stopped == "database":
+            processes = [serving.postmaster, *serving.postmaster.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            if stopped == "service":
+                url = f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres"
+                wait_for(lambda: overdue_seconds(url) > 1, 60)
+            else:
+                wait_for(lambda: "lost contact" in serving.log and time.monotonic() > began + 9, 60)
+        finally:
+            for process in reversed(processes):
+                process.resume()
+        wait_for(lambda: serving.get("/readyz").status_code == 200, 60)
+        # A dozen sweeps, none of which may judge the lease yet.
+        returned = time.monotonic()
+        while time.monotonic() < returned + 1.5:
+            [job] = admin.jobs(PROJECT)
+            assert job.state == "claimed"
+        with holder.client:
+            assert holder.status_of(lease) is LeaseStatus.HELD
+        # But the watch goes on, and a holder that is silent from now on loses the job.
+        wait_for(lambda: admin.project(PROJECT).jobs.queued == 1, 60)

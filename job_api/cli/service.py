@@ -1,6 +1,7 @@
 """`job-api serve` and `job-api migrate`: what needs the `api` extra, imported only when they run."""
 
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,6 +57,8 @@ def serve(
         access_log=verbose,
         timeout_graceful_shutdown=10,
         server_header=False,
+        # What a client says of its own address counts only from a proxy that uvicorn was told of.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
     )
     address, bound = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address

@@ -76,6 +76,11 @@ async def caller(
     _basic: Annotated[Any, Security(_BASIC)],
 ) -> Principal:
     """Who calls; refuses a caller that is bound to another project than the path's."""
+    return await caller_of(request, running)
+
+
+async def caller_of(request: Request, running: Service) -> Principal:
+    """Who calls, asked again: the answer changes when a token is revoked."""
     host = request.client.host if request.client else ""
     principal = await running.authenticator.authenticate(request.headers.get("Authorization"), host)
     project = request.path_params.get("project")

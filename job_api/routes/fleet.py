@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from job_api import fleet, projects, queue
 from job_api.counters import Tally
+from job_api.errors import LeaseLost, NotFound
 from job_api.queue import LeaseKey
 from job_api.routes.context import (
     AfterIdQuery,
@@ -90,7 +91,11 @@ async def goodbye(running: ServiceDep, principal: CallerDep, worker_id: WorkerPa
 async def _release(running: Service, key: LeaseKey) -> None:
     async with running.database.transaction() as connection:
         tally = Tally()
-        held = await queue.hold(connection, key, tally, running.pace)
+        try:
+            held = await queue.hold(connection, key, tally, running.pace)
+        except (LeaseLost, NotFound):
+            # It ran out, and somebody else has the job, a moment ago.
+            return
         if held["outcome"] is None:
             await queue.release(connection, held, "goodbye", "", tally=tally, pace=running.pace)
         await tally.settle(connection, key.project_id)

@@ -22,6 +22,7 @@ from job_api.routes.context import (
     ProjectPath,
     Service,
     ServiceDep,
+    caller_of,
     link_next,
     route,
 )
@@ -93,14 +94,18 @@ async def _claim(
     request: Request, running: Service, principal: Principal, project: str | None, wanted: ClaimRequest
 ) -> Claimed | Response:
     deadline = time.monotonic() + wanted.wait_seconds
-    while True:
+    pending = 0
+    while not await request.is_disconnected():
+        # Asked at each look: the token may have been revoked while the claim waited.
+        await caller_of(request, running)
         leases, pending = await _claim_once(running, principal, project, wanted)
         left = deadline - time.monotonic()
         if leases:
             return Claimed(leases=leases)
-        if left <= 0 or await request.is_disconnected():
-            return Response(status_code=204, headers={PENDING_JOBS_HEADER: str(pending), "Retry-After": "1"})
+        if left <= 0:
+            break
         await running.bell.wait(min(left, LOOK_AGAIN_SECONDS))
+    return Response(status_code=204, headers={PENDING_JOBS_HEADER: str(pending), "Retry-After": "1"})
 
 
 async def _claim_once(

@@ -170,7 +170,9 @@ class ServiceThread:
         self.listener.bind(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         self.app = create_app(settings)
-        config = uvicorn.Config(self.app, http="httptools", log_config=None, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            self.app, http="httptools", log_config=None, timeout_graceful_shutdown=2, proxy_headers=False
+        )
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, args=([self.listener],))
 
