@@ -223,10 +223,7 @@ class Sender:
         except _Transient as transient:
             if repeatable or isinstance(transient.cause, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            raise Unreachable(
-                f"the answer of {self.root} did not arrive ({why(transient.cause)}); look whether it was done "
-                "before you try again"
-            ) from transient
+            raise self._in_doubt(transient.cause) from transient
         if answer.status_code == 401 and self._login and self._token_is_ours:
             self._forget(token)
             answer = self._exchange(build(), self._current_token(), stream)
@@ -234,8 +231,16 @@ class Sender:
             return answer
         error = _as_error(answer)
         if answer.status_code in RETRIED_STATUS:
+            # A proxy answers 502 and 504 also when the service behind it has done what it was asked for.
+            if not repeatable and answer.status_code in (502, 504):
+                raise self._in_doubt(error)
             raise _Transient(error)
         raise error
+
+    def _in_doubt(self, cause: Exception) -> Unreachable:
+        return Unreachable(
+            f"the answer of {self.root} did not arrive ({why(cause)}); look whether it was done before you try again"
+        )
 
     def _exchange(self, request: httpx.Request, token: str | None, stream: bool) -> httpx.Response:
         if token is not None:

@@ -108,6 +108,34 @@ def test_broken_connection_is_tried_again() -> None:
     assert len(server.asked) == 3
 
 
+ONCE: list[Callable[[Client], object]] = [
+    lambda client: client.retry("p", 1),
+    lambda client: client.rerun("p", 1),
+    lambda client: client.force_release("p", 1),
+    lambda client: client.new_token(schemas.NewToken(name="n")),
+]
+
+
+@pytest.mark.parametrize("call", ONCE)
+@pytest.mark.parametrize("answer", [Answer(0), Answer(502), Answer(504)])
+def test_what_must_not_be_done_twice_is_not_sent_again_when_in_doubt(
+    call: Callable[[Client], object], answer: Answer
+) -> None:
+    with serving([answer, ok()]) as server, client_of(server) as client:
+        with pytest.raises(Unreachable, match="look whether it was done"):
+            call(client)
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("call", ONCE)
+def test_what_was_refused_for_now_is_sent_again(call: Callable[[Client], object]) -> None:
+    answers = [problem(503, "database-unavailable"), problem(409, "wrong-state")]
+    with serving(answers) as server, client_of(server) as client:
+        with pytest.raises(ApiError, match="it is so"):
+            call(client)
+        assert len(server.asked) == 2
+
+
 def test_silence_ends_in_unreachable() -> None:
     with (
         serving([Answer(hold=True)]) as server,
