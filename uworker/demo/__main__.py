@@ -172,7 +172,9 @@ def _weights_home(model: Model, work: Work, scratch: Path) -> Path:
     # In a process of its own: TensorFlow would stay in this one's memory.
     pairs = json.dumps([[str(sample.path), sample.smiles] for sample in work.samples])
     command = [sys.executable, "-m", "uworker.demo.miniature", str(home)]
-    built = subprocess.run(command, input=pairs, text=True, capture_output=True, check=False)
+    # TensorFlow leaves generated modules in the temporary directory; there they go with the rest.
+    environment = _plain_environment() | {"TMPDIR": str(scratch)}
+    built = subprocess.run(command, env=environment, input=pairs, text=True, capture_output=True, check=False)
     if built.returncode != 0:
         raise DemoError(f"the miniature model could not be built: {built.stderr.strip().splitlines()[-1:]}")
     return home
