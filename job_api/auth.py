@@ -227,8 +227,7 @@ class Authenticator:
             if row is None:
                 raise RuntimeError("a user that was just stored is not there")
             await connection.execute(REVOKE_TOKENS_OF_USER, row["id"])
-            if not await connection.fetchval(ADMINS):
-                raise Forbidden(f"{name!r} is the only administrator; make another one first")
+            await _keep_an_admin(connection, name)
         self._tokens.clear()
         return User.model_validate(dict(row))
 
@@ -247,8 +246,7 @@ class Authenticator:
             await connection.execute(LOCK_USERS)
             if await connection.fetchval(DELETE_USER, name) is None:
                 raise NotFound(f"there is no user {name!r}")
-            if not await connection.fetchval(ADMINS):
-                raise Forbidden(f"{name!r} is the only administrator; make another one first")
+            await _keep_an_admin(connection, name)
         self._tokens.clear()
 
     async def issue(self, principal: Principal, wanted: NewToken, *, tied: bool) -> IssuedToken:
@@ -288,6 +286,11 @@ class Authenticator:
             if revoked is None and await connection.fetchval(TOKEN_EXISTS, token_id) is None:
                 raise NotFound(f"there is no token {token_id}")
         self._tokens.clear()
+
+
+async def _keep_an_admin(connection: Connection, changed: str) -> None:
+    if not await connection.fetchval(ADMINS):
+        raise Forbidden(f"{changed!r} is the only administrator; make another one first")
 
 
 async def users(connection: Connection, after: str, limit: int) -> list[User]:

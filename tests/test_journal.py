@@ -9,23 +9,13 @@ from typing import Any
 import pytest
 
 from job_api.client import Client
-from job_api.schemas import Lease, LogLines
+from job_api.schemas import LogLines
+from tests.plugins.holder import LEASE
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
 from uworker.journal import BLANKED, MAX_LINES_KEPT, Journal, LineFormatter, SecretFilter
 
 SECRET = "dj_a-very-secret-token"
-LEASE = Lease(
-    job_id=17,
-    lease_seq=3,
-    project="patents",
-    directory="a",
-    source="file:///data",
-    engine="decimer",
-    engine_options={},
-    lease_seconds=60,
-    results_count=0,
-)
 WAIT_SECONDS = 20.0
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from job_api.client import Client
-from job_api.schemas import EngineRun, Lease, ResultStatus
+from job_api.schemas import EngineRun, ResultStatus
+from tests.plugins.holder import LEASE
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
 from uworker.holding import Batch, Holding
@@ -57,18 +58,7 @@ class Service:
 
 def new_holding(image_count: int) -> Holding:
     """A lease whose images are all on their way, by task id."""
-    lease = Lease(
-        job_id=17,
-        lease_seq=3,
-        project="patents",
-        directory="a",
-        source="file:///data",
-        engine="decimer",
-        engine_options={},
-        lease_seconds=60,
-        results_count=0,
-    )
-    holding = Holding(lease, "w-1")
+    holding = Holding(LEASE, "w-1")
     holding.image_count = image_count
     for task_id in range(image_count):
         holding.expect(task_id)

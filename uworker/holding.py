@@ -134,13 +134,12 @@ class Holding:
 
     # --- any thread ---
 
-    def lose(self) -> set[int]:
-        """The lease is not ours any more: nothing of it may be posted. Returns the images still on their way."""
+    def lose(self) -> None:
+        """The lease is not ours any more: nothing of it may be posted."""
         with self._lock:
             self._lost = True
             self._rows.clear()
-            outstanding, self._open = self._open, set()
-            return outstanding
+            self._open.clear()
 
     @property
     def abandoned(self) -> bool:

@@ -148,9 +148,7 @@ class Poster:
             self._complete(holding, batch, run)
             return
         if batch.rows:
-            posted = NewResults(worker_id=holding.worker_id, lease_seq=lease.lease_seq, run=run, rows=batch.rows)
-            answer = self._client.post_results(lease.project, lease.job_id, posted)
-            holding.acknowledge(len(batch.rows), self._replacements(holding, batch, answer.refused))
+            self._post_rows(holding, batch, run)
         if batch.ending is Ending.FAIL and not holding.rows_waiting() and holding.failure is not None:
             ended = self._client.fail(lease.project, lease.job_id, holding.failure)
             log.warning(
@@ -162,6 +160,14 @@ class Poster:
                 extra=holding.log_context,
             )
             self._end(holding)
+
+    def _post_rows(self, holding: Holding, batch: Batch, run: EngineRun) -> list[RefusedRow]:
+        """Post a batch on its own, and put replacements for the rows that were refused in line; returns those."""
+        lease = holding.lease
+        posted = NewResults(worker_id=holding.worker_id, lease_seq=lease.lease_seq, run=run, rows=batch.rows)
+        refused = self._client.post_results(lease.project, lease.job_id, posted).refused
+        holding.acknowledge(len(batch.rows), self._replacements(holding, batch, refused))
+        return refused
 
     def _complete(self, holding: Holding, batch: Batch, run: EngineRun) -> None:
         lease = holding.lease
@@ -176,12 +182,8 @@ class Poster:
             answer = self._client.complete(lease.project, lease.job_id, done)
         except ResultsMissing as error:
             # Those that rode along may be refused ones; alone they are answered by name.
-            if batch.rows:
-                posted = NewResults(worker_id=holding.worker_id, lease_seq=lease.lease_seq, run=run, rows=batch.rows)
-                refused = self._client.post_results(lease.project, lease.job_id, posted).refused
-                holding.acknowledge(len(batch.rows), self._replacements(holding, batch, refused))
-                if refused:
-                    return
+            if batch.rows and self._post_rows(holding, batch, run):
+                return
             holding.fail("results-missing", str(error), retryable=True)
             return
         holding.acknowledge(len(batch.rows))

@@ -74,7 +74,6 @@ class Worker:
         self._finished_at: deque[float] = deque()
         secret_filter = SecretFilter(settings.secrets)
         self._display = Display(secret_filter, settings.log_level)
-        self._clients: list[Client] = []
         self._journal = Journal(self._client(3), self.worker_id, secret_filter)
         self._crew = Crew(
             settings,
@@ -107,7 +106,7 @@ class Worker:
     def _client(self, retry_seconds: float, timeout_seconds: float = 30) -> Client:
         settings = self._settings
         token, password = settings.job_api_token, settings.job_api_password
-        client = Client(
+        return Client(
             settings.job_api_root,
             username=None if token else settings.job_api_username,
             password=password.get_secret_value() if password and not token else None,
@@ -116,8 +115,6 @@ class Worker:
             timeout_seconds=timeout_seconds,
             stop=self._leave,
         )
-        self._clients.append(client)
-        return client
 
     # --- the main thread ---
 

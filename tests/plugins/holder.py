@@ -8,6 +8,19 @@ from job_api import schemas
 from job_api.client import Client
 from job_api.schemas import Lease
 
+LEASE = Lease(
+    job_id=17,
+    lease_seq=3,
+    project="patents",
+    directory="a",
+    source="file:///data",
+    engine="decimer",
+    engine_options={},
+    lease_seconds=60,
+    results_count=0,
+)
+"""A lease as a service hands it out, where there is none."""
+
 
 @dataclass
 class Holder:
