@@ -7,10 +7,10 @@ BIN := .venv/bin
 # Test processes; the machine's cores serve unless said otherwise.
 JOBS ?= $(shell nproc)
 
-.PHONY: help install demo test lint types tests format migration clean
+.PHONY: help install demo test lint types tests bench-queue format migration clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(UV): Makefile
 	python3 -m venv .tools
@@ -38,10 +38,13 @@ types: install ## Check types
 tests: install ## Run the tests alone; ARGS="tests/test_jobs.py -k add" for some of them
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(ARGS)
 	$(if $(ARGS),,$(BIN)/coverage report --skip-covered)
-	$(if $(ARGS),,$(BIN)/coverage report --fail-under=$(GATE) --include='job_api/queue*.py,job_api/auth.py,job_api/client.py,job_api/sending.py')
+	$(if $(ARGS),,$(BIN)/coverage report --fail-under=$(GATE) --include='job_api/queue*.py,job_api/claiming.py,job_api/steering.py,job_api/counters.py,job_api/auth.py,job_api/client.py,job_api/sending.py')
 
 # What of the state machine, the logins and the client must be covered, in per cent, branches counted.
 GATE := 95
+
+bench-queue: install ## Measure the service under load, a quarter of an hour; ARGS="--quick" for a look in one minute
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix

@@ -3,8 +3,8 @@
 Everything that is retried is retried by it (`sending` decides) and nowhere else: an unreachable service, a broken
 connection, a time-out and the answers 429, 502, 503 and 504, with exponential back-off and full jitter, or after what
 `Retry-After` says, until `retry_seconds` have passed. Nearly every call of the API may be sent twice without harm; the
-few that may not (retry, rerun, force_release, new_token) are only sent again while it is certain that they did not
-arrive.
+few that may not (retry, rerun, force_release, the first request of act, new_token) are only sent again while it is
+certain that they did not arrive.
 
     from job_api.client import Client
     with Client("http://localhost:8800", username="admin", password="…") as client:
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -28,7 +29,14 @@ from pydantic import BaseModel
 
 from job_api import schemas
 from job_api.records import CutShort, NotARecord, Record, whole_records
-from job_api.schemas import MAX_PAGE_SIZE, NAME_PATTERN, PENDING_JOBS_HEADER, RESERVED_PROJECT_NAMES, ExportFormat
+from job_api.schemas import (
+    MAX_PAGE_SIZE,
+    NAME_PATTERN,
+    NEXT_SINCE_HEADER,
+    PENDING_JOBS_HEADER,
+    RESERVED_PROJECT_NAMES,
+    ExportFormat,
+)
 from job_api.sending import (
     ApiError,
     ClientError,
@@ -58,6 +66,11 @@ __all__ = [
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
+
+# A filter may let nothing pass for many millions of rows.
+EXPORT_EXTRA_SECONDS = 90.0
+# How often a download asks for what came while it read the last, so that it ends also while a fleet is at work.
+MAX_ROUNDS = 5
 
 
 class Client:
@@ -210,6 +223,24 @@ class Client:
         """Take a claimed job from its worker and queue it again."""
         return self._ask(schemas.Job, "POST", f"{_job(project, job_id)}/force-release", repeatable=False)
 
+    def act(self, project: str, wanted: schemas.JobsAction) -> Iterator[schemas.JobsActed]:
+        """Cancel, retry, rerun, force-release or delete all jobs that a filter names, or count them (`dry_run`).
+
+        Asks again and again until all is done, and yields after each answer the sums so far; the last ones are the
+        whole. What was done stays done when the caller stops reading, or when this raises; `next` of the sums is where
+        to go on (`after`). With `as_of`, such as of a dry run before, every request is safe to repeat; without it the
+        first one is not, and is treated as `retry` and `rerun` are.
+        """
+        path = f"/v4/{_project(project)}/jobs/actions"
+        total: schemas.JobsActed | None = None
+        while total is None or total.next is not None:
+            if total is not None:
+                wanted = wanted.model_copy(update={"after": total.next, "as_of": total.as_of})
+            repeatable = wanted.dry_run or wanted.as_of is not None
+            answer = self._ask(schemas.JobsActed, "POST", path, wanted, repeatable=repeatable)
+            total = answer if total is None else total + answer
+            yield total
+
     # --- the worker's side ---
 
     def claim(self, project: str | None, request: schemas.ClaimRequest) -> tuple[list[schemas.Lease], int]:
@@ -283,7 +314,8 @@ class Client:
     def results(self, project: str, **filters: Any) -> Iterator[dict[str, Any]]:
         """Result rows of a project as dictionaries; filters are `status`, `directory`, `since`.
 
-        A download that breaks is taken up again after the last row that arrived.
+        A download that breaks is taken up again after the last row that arrived. A row that is replaced while the
+        download runs may come twice, the newer one with the higher `seq`.
         """
         for _, record in self.export_records(project, ExportFormat.JSONL, **filters):
             row: dict[str, Any] = json.loads(record)
@@ -293,20 +325,23 @@ class Client:
         """Each row of the export as its `seq` and its bytes; filters as in `results`, the CSV's heading first.
 
         A download that breaks is taken up again after the last whole row, as long as rows arrive within
-        `retry_seconds`.
+        `retry_seconds`. What was stored or replaced meanwhile is asked for until an answer brings nothing more, which
+        also mends an answer that was cut between two rows and looked whole.
         """
-        since = filters.pop("since", None)
-        heading_due = True
+        download = _Download(filters.pop("since", None))
         failures, failing_since = 0, 0.0
-        while True:
+        while not download.finished:
+            wanted = {**filters, "format": export_format.value, "since": download.last}
             try:
-                with self._stream(project, {**filters, "format": export_format.value, "since": since}) as answer:
+                with self._stream(project, wanted) as answer:
+                    download.begin(_next_since(answer))
                     for seq, record in whole_records(answer.iter_bytes(), export_format):
                         if seq is not None:
-                            since, failures = seq, 0
-                        if seq is not None or heading_due:
+                            download.last, failures = seq, 0
+                        if seq is not None or download.heading_due:
                             yield seq, record
-                        heading_due = False
+                        download.heading_due = False
+                    download.end()
             except NotARecord as error:
                 raise ClientError(f"{self.root} sent something that is no export of results: {error}") from None
             except (httpx.RequestError, CutShort) as error:
@@ -316,8 +351,6 @@ class Client:
                 if time.monotonic() + wait >= failing_since + self._sender.retry_seconds:
                     raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
                 self._sender.pause(wait)
-            else:
-                return
 
     @contextmanager
     def export(self, project: str, **filters: Any) -> Iterator[httpx.Response]:
@@ -332,7 +365,8 @@ class Client:
 
     @contextmanager
     def _stream(self, project: str, params: Mapping[str, Any]) -> Iterator[httpx.Response]:
-        answer = self._send("GET", f"/v4/{_project(project)}/results", params=params, stream=True)
+        path = f"/v4/{_project(project)}/results"
+        answer = self._send("GET", path, params=params, stream=True, extra_seconds=EXPORT_EXTRA_SECONDS)
         try:
             yield answer
         finally:
@@ -362,6 +396,41 @@ class Client:
             # The link carries all parameters. Its host is ignored: behind a proxy it may be another.
             link = answer.links.get("next", {}).get("url")
             next_url, params = (self._sender.below_root(link) if link else None), None
+
+
+@dataclass
+class _Download:
+    """How far a download is: rounds of asking, each of which is over when all that it first saw has come.
+
+    One round would miss the rows that are replaced before it reaches them; after several, a row would have to be
+    replaced again during each of them.
+    """
+
+    last: int | None
+    heading_due: bool = True
+    finished: bool = False
+    _rounds: int = 0
+    _goal: int | None = None
+    _before: int | None = None
+
+    def begin(self, next_since: int | None) -> None:
+        """An answer begins, which will reach to `next_since`, if it says so."""
+        self._before = self.last
+        if self._goal is None:
+            self._goal = next_since
+
+    def end(self) -> None:
+        """The answer is over, as a whole as far as can be seen."""
+        if self.last == self._before:
+            self.finished = True
+        elif self._goal is not None and self.last is not None and self.last >= self._goal:
+            self._rounds, self._goal = self._rounds + 1, None
+            self.finished = self._rounds == MAX_ROUNDS
+
+
+def _next_since(answer: httpx.Response) -> int | None:
+    said = answer.headers.get(NEXT_SINCE_HEADER, "")
+    return int(said) if said.isdecimal() else None
 
 
 def _project(name: str) -> str:

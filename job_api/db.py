@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from job_api import migrations
+from job_api import migrations, servers
 from job_api.embedded import EmbeddedPostgres
 from job_api.errors import DatabaseUnavailable, InvalidRequest, JobApiError, NoDiskSpace
 from job_api.settings import Settings, StartupError
@@ -29,11 +29,25 @@ log = logging.getLogger(__name__)
 logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 OLDEST_SERVER = 15
-CONNECT_SECONDS = 10.0
 ACQUIRE_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 # A sign of life older than this is none: the database, this process, or its whole machine stood still.
 CONTACT_SECONDS = 5.0
+
+SESSION = {
+    "application_name": "job-api",
+    "jit": "off",
+    "timezone": "UTC",
+    # COPY writes times and floats as text, and a role may have its own taste.
+    "datestyle": "ISO, MDY",
+    "extra_float_digits": "1",
+    # Each statement is planned once for each connection, not at each call, which takes longer than to run it; and by
+    # the indexes, for a plan that suits a small table would be kept when it has grown.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 
 UNAVAILABLE = (
     OSError,
@@ -55,6 +69,11 @@ UNAVAILABLE = (
 )
 
 
+# Which server it is, also behind one address, and whether it takes writes: a standby says that it does not.
+LOOK = """
+SELECT pg_postmaster_start_time() AS started_at, current_setting('transaction_read_only')::bool AS read_only
+"""
+
 # A text of the request that got past its schema: PostgreSQL knows neither NUL nor lone surrogates.
 UNSTORABLE = (
     asyncpg.CharacterNotInRepertoireError,
@@ -68,12 +87,16 @@ class Database:
 
     Args:
         settings: says where the database is; without a URL it is embedded in the data directory.
+        alone: whether no parent has looked at the database for this process and its siblings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, alone: bool = True) -> None:
         self._settings = settings
+        self._alone = alone
         self._embedded = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
         self._pool: asyncpg.Pool | None = None
+        self._in_use: set[Connection] = set()
+        self._server_started_at: object = None
         self._contact_since: float | None = None
         self._seen_at = 0.0
         self._watcher: asyncio.Task[None] | None = None
@@ -98,19 +121,24 @@ class Database:
         try:
             if self._embedded is not None:
                 await asyncio.to_thread(migrations.upgrade, self.url)
-            await check_external(self.url)
+            await check_external(self.url, self._settings if self._alone else None)
             self._pool = await asyncpg.create_pool(
-                dsn=self.url,
+                connect=servers.Servers(self.url).connect,
                 min_size=1,
                 max_size=self._settings.pool_size,
-                timeout=CONNECT_SECONDS,
                 command_timeout=60,
                 init=_read_json,
-                server_settings={"application_name": "job-api", "jit": "off", "timezone": "UTC"},
+                reset=_leave_session,
+                server_settings=SESSION,
             )
-        except BaseException:
+        except BaseException as error:
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)
+            if isinstance(error, asyncpg.DuplicatePreparedStatementError | asyncpg.InvalidSQLStatementNameError):
+                raise StartupError(
+                    "the database hands each transaction to another session, as a pooler in transaction mode does; "
+                    "set it to session mode, or name the server itself in JOB_API_DATABASE_URL"
+                ) from None
             raise
         self._contact_since = self._seen_at = time.monotonic()
         self._watcher = asyncio.create_task(self._watch())
@@ -144,6 +172,8 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection from the pool, for one statement.
 
+        What is set for its session would stay for the next who gets it: SET LOCAL in a transaction, nothing else.
+
         Raises:
             DatabaseUnavailable: the database is away or not ready.
             NoDiskSpace: its disk is full.
@@ -153,7 +183,11 @@ class Database:
             raise DatabaseUnavailable("the service is starting or stopping; try again")
         try:
             async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
-                yield connection
+                self._in_use.add(connection)
+                try:
+                    yield connection
+                finally:
+                    self._in_use.discard(connection)
         except asyncpg.DiskFullError as error:
             raise NoDiskSpace(
                 "the database's disk is full; nothing of this request was stored: make room, then try again"
@@ -163,6 +197,8 @@ class Database:
         except UNAVAILABLE as error:
             if isinstance(error, JobApiError):
                 raise
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                await self._drop_connections()
             raise DatabaseUnavailable(f"the database does not answer ({type(error).__name__}); try again") from error
 
     @asynccontextmanager
@@ -177,12 +213,13 @@ class Database:
             await asyncio.sleep(WATCH_SECONDS)
             try:
                 async with self.connection() as connection:
-                    await connection.fetchval("SELECT 1", timeout=CONTACT_SECONDS)
+                    await self._look(connection)
             except Exception as error:  # noqa: BLE001 - a watch that ended would leave leases unjudged for ever
                 if self._contact_since is not None:
                     log.error("lost contact with the database: %s", error.__cause__ or error)  # noqa: TRY400
                 self._contact_since = None
                 await self._bring_back()
+                await self._look_past_the_pool()
             else:
                 now = time.monotonic()
                 if self._contact_since is None:
@@ -192,6 +229,44 @@ class Database:
                     log.warning("this process stood still for %.0f s", now - self._seen_at)
                     self._contact_since = now
                 self._seen_at = now
+
+    async def _look(self, connection: asyncpg.Connection | Connection) -> None:
+        """Make sure that a connection's server answers, takes writes, and is the one that the pool knows."""
+        try:
+            async with asyncio.timeout(CONTACT_SECONDS):
+                row = await connection.fetchrow(LOOK)
+        except TimeoutError:
+            # To cancel the question in good order one would have to reach the server.
+            connection.terminate()
+            raise
+        if row is None or row["read_only"]:
+            raise asyncpg.ReadOnlySQLTransactionError("it takes no writes now; it may have become a standby")
+        before, self._server_started_at = self._server_started_at, row["started_at"]
+        if before not in (None, row["started_at"]):
+            log.warning("the database is another server now, or was started again; older connections are dropped")
+            self._contact_since = None
+            await self._drop_connections()
+
+    async def _look_past_the_pool(self) -> None:
+        """Look whether there is a server, while all connections of the pool may hang on a machine that is gone."""
+        try:
+            connection = await servers.connect(self.url)
+        except Exception as error:  # noqa: BLE001 - it is tried again, and that contact is lost has been said
+            log.debug("no server takes writes: %s", error)
+            return
+        try:
+            await self._look(connection)
+        except Exception as error:  # noqa: BLE001 - as above
+            log.debug("the server does not answer: %s", error)
+        finally:
+            connection.terminate()
+
+    async def _drop_connections(self) -> None:
+        """Let no connection made until now be used again, and end what waits on one."""
+        if self._pool is not None:
+            await self._pool.expire_connections()
+        for connection in list(self._in_use):
+            connection.terminate()
 
     async def _bring_back(self) -> None:
         if self._embedded is None:
@@ -204,13 +279,22 @@ class Database:
             log.exception("the embedded database could not be started again; it is tried again")
 
 
+async def _leave_session(_: asyncpg.Connection | Connection) -> None:
+    """Nothing to reset in a connection that is given back.
+
+    asyncpg has rolled back what was open; its own reset would cost each request another trip to the server.
+    """
+
+
 async def _read_json(connection: asyncpg.Connection | Connection) -> None:
     """Let JSONB columns be read and written as Python objects."""
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
 
 
-async def check_external(url: str) -> None:
+async def check_external(url: str, settings: Settings | None = None) -> None:
     """Connect once, and check the server's version and schema.
+
+    With `settings`, say also if the server has too few connections for all processes of this service.
 
     Raises:
         StartupError: says what is the matter and what to do, never showing the URL, which may hold a password.
@@ -221,8 +305,38 @@ async def check_external(url: str) -> None:
         if version.major < OLDEST_SERVER:
             raise StartupError(f"PostgreSQL {version.major} is too old; {OLDEST_SERVER} or newer is needed")
         await migrations.check(connection)
+        if settings is not None:
+            await _check_room(connection, settings)
     finally:
         await connection.close()
+
+
+# The connections that this login may have at once, and those that others have now.
+ROOM = """
+SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+                 - coalesce(current_setting('reserved_connections', true), '0')::int,
+             nullif(d.datconnlimit, -1), nullif(r.rolconnlimit, -1)) AS allowed,
+       (SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend') AS taken
+FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user
+"""
+
+
+async def _check_room(connection: asyncpg.Connection, settings: Settings) -> None:
+    """Warn where the processes could not fill their pools: requests would be refused in the busiest hour."""
+    room = await connection.fetchrow(ROOM)
+    # One more each for what a process listens on beside its pool.
+    needed = settings.processes * (settings.pool_size + 1)
+    if room is None or needed <= room["allowed"] - room["taken"]:
+        return
+    log.warning(
+        "%d processes with JOB_API_POOL_SIZE=%d need up to %d database connections, and the server allows %d, of which "
+        "others have %d now; lower one of them, or raise max_connections",
+        settings.processes,
+        settings.pool_size,
+        needed,
+        room["allowed"],
+        room["taken"],
+    )
 
 
 async def connect(url: str) -> asyncpg.Connection:
@@ -232,7 +346,11 @@ async def connect(url: str) -> asyncpg.Connection:
         StartupError: the database cannot be reached, refuses the login, or is not there.
     """
     try:
-        return await asyncpg.connect(url, timeout=CONNECT_SECONDS)
+        return await servers.connect(url)
+    except asyncpg.TargetServerAttributeNotMatched:
+        raise StartupError(
+            "no server of JOB_API_DATABASE_URL takes writes: each is a standby or read-only; promote one, or correct it"
+        ) from None
     except asyncpg.InvalidCatalogNameError as error:
         raise StartupError(f"{error}; create it (`createdb`) or correct JOB_API_DATABASE_URL") from None
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError) as error:

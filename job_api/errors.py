@@ -120,7 +120,7 @@ class TooLarge(JobApiError):
 
 
 class TooManyRequests(JobApiError):
-    """Too many failed logins."""
+    """Too many failed logins, or too many exports at once."""
 
     status = 429
     problem_type = ProblemType.TOO_MANY_REQUESTS

@@ -15,10 +15,15 @@ ON CONFLICT (id) DO UPDATE SET last_seen_at = now(), hostname = coalesce($3, w.h
 WHERE w.owner = $2
 RETURNING state
 """
+# A worker's state, once no claim of it is under way; nothing is changed that would have to be on disk.
+LOCK = "SELECT state, set_config('synchronous_commit', 'off', true) FROM workers WHERE id = $1 FOR NO KEY UPDATE"
 SET_STATE = "UPDATE workers SET state = $2 WHERE id = $1 RETURNING state"
 STEER = "UPDATE workers SET state = $2 WHERE id = $1 AND state <> 'gone' RETURNING id"
 # Leases of a worker, for its goodbye.
-LEASES_OF = "SELECT id, project_id, lease_seq FROM jobs WHERE worker_id = $1 AND state = 'claimed' ORDER BY id"
+LEASES_OF = """
+SELECT j.id, p.name AS project, j.lease_seq FROM jobs j JOIN projects p ON p.id = j.project_id
+WHERE j.worker_id = $1 AND j.state = 'claimed' ORDER BY j.id
+"""
 _WORKER = """
 SELECT w.id, w.hostname, w.version, w.state, w.load, w.first_seen_at, w.last_seen_at,
        w.state <> 'gone' AND w.last_seen_at > now() - $1 * interval '1 second' AS active,
@@ -40,13 +45,13 @@ SELECT $1, l.level, l.logger, l.message, l.traceback, p.id, l.job_id, l.lease_se
 FROM ROWS FROM (json_to_recordset($2::json) AS (
     level text, message text, logger text, traceback text, project text, job_id bigint, lease_seq bigint, image text))
 WITH ORDINALITY AS l (level, message, logger, traceback, project, job_id, lease_seq, image, place)
-LEFT JOIN projects p ON p.name = l.project AND ($3::text IS NULL OR p.name = $3)
+LEFT JOIN projects p ON p.name = l.project AND p.deleted_at IS NULL AND ($3::text IS NULL OR p.name = $3)
 ORDER BY l.place
 """
 LINES = """
 SELECT l.id, l.received_at, l.worker_id, l.level, l.logger, l.message, l.traceback, p.name AS project, l.job_id,
        l.lease_seq, l.image
-FROM log_lines l LEFT JOIN projects p ON p.id = l.project_id
+FROM log_lines l LEFT JOIN projects p ON p.id = l.project_id AND p.deleted_at IS NULL
 WHERE l.id > $1 AND ($2::bigint IS NULL OR l.project_id = $2) AND ($3::text[] IS NULL OR l.level = ANY($3))
   AND ($4::text IS NULL OR l.worker_id = $4) AND ($5::bigint IS NULL OR l.job_id = $5)
   AND ($6::text IS NULL OR position($6 IN l.message) > 0)

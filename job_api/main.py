@@ -21,11 +21,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from job_api import metrics
 from job_api.auth import Authenticator
+from job_api.claiming import Claims
 from job_api.db import Database
 from job_api.errors import JobApiError, TooLarge
+from job_api.janitor import tidy_for_ever
+from job_api.notices import listen_for_ever
 from job_api.queue import Pace
 from job_api.routes import exports, fleet, jobs, leases, people, projects, system
-from job_api.routes.context import Service
+from job_api.routes.context import SECURITY_SCHEMES, Service
 from job_api.schemas import PROBLEM_TYPE_PREFIX, NewUser, Problem, ProblemType, Role
 from job_api.settings import Settings, StartupError
 from job_api.sweeper import sweep_for_ever
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 PROBLEM_JSON = "application/problem+json"
 PASSWORD_FILE = "admin-password"  # noqa: S105 - a file's name
 ADMIN = "admin"
+ANY_USER = "SELECT EXISTS (SELECT 1 FROM users)"
+# Two keys, not one: the locks of one key are those of the writers of results.
+LOCK_FIRST_ADMIN = "SELECT pg_advisory_xact_lock(hashtext('decimer-jobs'), hashtext('first admin'))"
 
 # The errors that the framework finds.
 KINDS = {
@@ -54,12 +60,17 @@ are pages; follow `Link: rel=next`. `x-role` names the role an endpoint needs.
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The application of one process; opens the database when it starts."""
+def create_app(settings: Settings, *, alone: bool = True) -> FastAPI:
+    """The application of one process; opens the database when it starts.
+
+    Args:
+        settings: of the service.
+        alone: whether this process has no siblings below a parent that has looked at the database for all of them.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings)
+        database = Database(settings, alone=alone)
         try:
             try:
                 await database.open()
@@ -70,14 +81,19 @@ def create_app(settings: Settings) -> FastAPI:
                 app.state.startup_error = error
                 raise
             pace = Pace(settings.lease_seconds, settings.backoff_seconds)
-            running = Service(settings, database, authenticator, pace)
+            running = Service(settings, database, authenticator, pace, Claims(database, pace))
             app.state.service = running
-            sweeper = asyncio.create_task(sweep_for_ever(database, settings, running.bell.ring))
+            chores = [
+                asyncio.create_task(sweep_for_ever(database, settings)),
+                asyncio.create_task(listen_for_ever(database, running.queued, running.look)),
+                asyncio.create_task(tidy_for_ever(database, settings)),
+            ]
             try:
                 yield
             finally:
-                sweeper.cancel()
-                await asyncio.gather(sweeper, return_exceptions=True)
+                for chore in chores:
+                    chore.cancel()
+                await asyncio.gather(*chores, return_exceptions=True)
         finally:
             await database.close()
 
@@ -89,11 +105,13 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         docs_url="/docs",
+        # Nobody listens to it, and each request would pay for it; /metrics says what is to be known.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    # Fixed paths come before those that begin with a project's name.
-    for module in (system, people, fleet, leases, projects, jobs, exports):
+    # Fixed paths come before those that begin with a project's name, and the most wanted ones before all.
+    for module in (leases, system, people, fleet, projects, jobs, exports):
         app.include_router(module.router)
-    app.add_middleware(GZipMiddleware, minimum_size=10_000, compresslevel=5)
+    app.add_middleware(CompressWhatIsRead, minimum_size=10_000, compresslevel=5)
     app.add_middleware(Watch, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(JobApiError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -106,7 +124,9 @@ def create_app(settings: Settings) -> FastAPI:
 def _openapi(app: FastAPI, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The OpenAPI document; FastAPI files the model of an error under the route's own media type."""
     if app.openapi_schema is None:
-        for path in build()["paths"].values():
+        document = build()
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
+        for path in document["paths"].values():
             for operation in path.values():
                 for response in operation["responses"].values():
                     if PROBLEM_JSON in response.get("content", {}):
@@ -115,12 +135,19 @@ def _openapi(app: FastAPI, build: Callable[[], dict[str, Any]]) -> dict[str, Any
 
 
 async def make_first_admin(database: Database, authenticator: Authenticator, data_dir: Path) -> None:
-    """Make the administrator of an empty database, with a random password in a file that only the owner may read."""
+    """Make the administrator of an empty database, with a random password in a file that only the owner may read.
+
+    Of several processes that start on one empty database, on this machine or others, one makes it.
+    """
     async with database.connection() as connection:
-        if await connection.fetchval("SELECT EXISTS (SELECT 1 FROM users)"):
+        if await connection.fetchval(ANY_USER):
             return
-    path = await reset_admin(authenticator, data_dir)
-    log.warning("made the user %r; its password is in %s", ADMIN, path)
+    # Held while the user is made by another connection; the others wait here, and then find it.
+    async with database.transaction() as connection:
+        await connection.execute(LOCK_FIRST_ADMIN)
+        if not await connection.fetchval(ANY_USER):
+            path = await reset_admin(authenticator, data_dir)
+            log.warning("made the user %r; its password is in %s", ADMIN, path)
 
 
 async def reset_admin(authenticator: Authenticator, data_dir: Path) -> Path:
@@ -141,6 +168,17 @@ def _write_password(data_dir: Path, password: str) -> Path:
     except OSError as error:
         raise StartupError(f"the first password cannot be written to {path}: {error}; set JOB_API_DATA_DIR") from error
     return path
+
+
+class CompressWhatIsRead(GZipMiddleware):
+    """Compresses answers to those who read; what workers get is short, and each of their calls would pay for it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http" and scope["method"] != "GET":
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Watch:

@@ -1,6 +1,7 @@
 """The schema's revision: what the database has, what this code needs, and the way from one to the other."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 import asyncpg
@@ -8,8 +9,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
+from job_api import servers
 from job_api.settings import StartupError
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 600.0
 
 _INSTALLED = Path(__file__).with_name("alembic_scripts")
 SCRIPTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "alembic"
@@ -34,21 +41,36 @@ def head() -> str:
 def upgrade(url: str) -> None:
     """Bring the database to the newest revision; one that is newer still, which this code does not know, is left alone.
 
-    Must not run inside an event loop.
+    Must not run inside an event loop. Services that are running are not held up.
 
     Raises:
         StartupError: the database refuses a step; the steps before it are done.
     """
     if not asyncio.run(_is_behind(url)):
         return
+    # A lock that is not to be had at once is given up and asked for again: what waits for one stops all traffic.
+    trying = Retrying(
+        retry=retry_if_exception(_lacks_a_lock),
+        wait=wait_random(0.5, 2),
+        stop=stop_after_delay(LOCK_SECONDS),
+        before_sleep=lambda attempt: log.warning("the migration waits for a lock (try %d)", attempt.attempt_number),
+        reraise=True,
+    )
     try:
-        command.upgrade(config(url), "head")
-    except DBAPIError as error:
-        raise StartupError(f"the database's schema cannot be brought up to date: {error.orig}") from error
+        trying(command.upgrade, config(url), "head")
+    except (DBAPIError, asyncpg.LockNotAvailableError) as error:
+        why = error.orig if isinstance(error, DBAPIError) else error
+        raise StartupError(f"the database's schema cannot be brought up to date: {why}") from error
+
+
+def _lacks_a_lock(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError):
+        return getattr(error.orig, "sqlstate", None) == asyncpg.LockNotAvailableError.sqlstate
+    return isinstance(error, asyncpg.LockNotAvailableError)
 
 
 async def _is_behind(url: str) -> bool:
-    connection = await asyncpg.connect(url)
+    connection = await servers.connect(url)
     try:
         found = await current(connection)
     finally:

@@ -40,6 +40,16 @@ metadata.naming_convention = NAMING_CONVENTION
 
 COUNTER_SLOTS = 32
 
+# Tables that are changed all the time are cleaned all the time: PostgreSQL's defaults wait until a fifth of a table is
+# dead, which of 5 million jobs is a million. Tiny ones are cleaned after a number of changes, whatever their size.
+CLEAN_BIG = {
+    "autovacuum_vacuum_scale_factor": "0.01",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_vacuum_insert_scale_factor": "0.05",
+    "autovacuum_analyze_scale_factor": "0.02",
+}
+CLEAN_TINY = {"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "1000"}
+
 QUEUE_POS_SEQ = Sequence("queue_pos_seq", metadata=metadata, data_type=BigInteger)
 # Every stored row takes a new value: the order of the export, and what `since` counts in.
 RESULT_SEQ = Sequence("result_seq", metadata=metadata, data_type=BigInteger)
@@ -121,13 +131,15 @@ class ProjectRow(SQLModel, table=True):
     max_failures: int = _int(default=3)
     paused: bool = _bool()
     created_at: datetime = _time(now=True)
+    # Set: nobody can name it any more, and its rows are deleted bit by bit (`janitor.py`).
+    deleted_at: datetime | None = _time(nullable=True)
 
 
 class ProjectSlotRow(SQLModel, table=True):
     """One of the slots whose sums are a project's counters; several, so that writers do not wait for one row."""
 
     __tablename__: ClassVar[str] = "project_slots"
-    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50", **CLEAN_TINY}},)
     project_id: int = Field(
         sa_column=Column(BigInteger, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
     )
@@ -155,7 +167,7 @@ class ProjectSampleRow(SQLModel, table=True):
 
 
 class JobRow(SQLModel, table=True):
-    """One directory of images. `queue.py` alone changes its state."""
+    """One directory of images. `queue.py` and `steering.py` alone change its state."""
 
     __tablename__: ClassVar[str] = "jobs"
     __table_args__ = (
@@ -182,11 +194,19 @@ class JobRow(SQLModel, table=True):
             postgresql_where=text("state = 'queued'"),
         ),
         Index("jobs_waiting_idx", "due_at", postgresql_where=text("state = 'waiting'")),
-        # The leases of a worker, and all live leases for the sweep. lease_expires_at is in no index, so that
+        # The leases of a worker, and all live leases for the sweep; unique, so that a claim that is sent twice at once
+        # is answered once: the n-th lease of a claim key exists once. lease_expires_at is in no index, so that
         # heartbeats stay heap-only updates.
-        Index("jobs_worker_idx", "worker_id", postgresql_where=text("state = 'claimed'")),
+        Index(
+            "jobs_claim_key_idx",
+            "worker_id",
+            "claim_key",
+            text("coalesce(claim_place, id)"),
+            unique=True,
+            postgresql_where=text("state = 'claimed'"),
+        ),
         Index("jobs_browse_idx", "project_id", "state", "id"),
-        {"postgresql_with": {"fillfactor": "80"}},
+        {"postgresql_with": {"fillfactor": "80", **CLEAN_BIG}},
     )
     id: int = _id()
     project_id: int = Field(sa_column=Column(BigInteger, ForeignKey("projects.id"), nullable=False))
@@ -200,6 +220,8 @@ class JobRow(SQLModel, table=True):
     lease_seq: int = _count()
     worker_id: str | None = _text(nullable=True)
     claim_key: str | None = _text(nullable=True)
+    # Which of the leases of its claim this one was: -1, -2, …; below zero, so that it is no other row's id.
+    claim_place: int | None = Field(sa_column=Column(BigInteger, nullable=True))
     lease_expires_at: datetime | None = _time(nullable=True)
     due_at: datetime | None = _time(nullable=True)
     failures: int = _int(default=0)
@@ -212,15 +234,18 @@ class JobRow(SQLModel, table=True):
 
 
 class AttemptRow(SQLModel, table=True):
-    """One lease of a job; open while `outcome` is null. It is what a late writer's word is checked against."""
+    """One lease of a job; open while `outcome` is null. It is what a late writer's word is checked against.
+
+    No foreign key: it would be looked up for each claim, and attempts are only made and deleted with their locked job.
+    """
 
     __tablename__: ClassVar[str] = "attempts"
     __table_args__ = (
         CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended_has_time"),
-        {"postgresql_with": {"fillfactor": "80"}},
+        {"postgresql_with": {"fillfactor": "80", **CLEAN_BIG}},
     )
-    job_id: int = Field(sa_column=Column(BigInteger, ForeignKey("jobs.id"), primary_key=True))
-    lease_seq: int = Field(sa_column=Column(BigInteger, primary_key=True))
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    lease_seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     worker_id: str = _text()
     claim_key: str = _text()
     claimed_at: datetime = _time(now=True)
@@ -263,7 +288,7 @@ class ResultRow(SQLModel, table=True):
     """  # noqa: D205
 
     __tablename__: ClassVar[str] = "results"
-    __table_args__ = (Index("results_export_idx", "project_id", "seq"),)
+    __table_args__ = (Index("results_export_idx", "project_id", "seq"), {"postgresql_with": CLEAN_BIG})
     job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     image: str = Field(sa_column=Column(Text, primary_key=True))
     engine: str = Field(sa_column=Column(Text, primary_key=True))
@@ -298,7 +323,7 @@ class WorkerRow(SQLModel, table=True):
     """A worker process, bound to the user or token that first used its id."""
 
     __tablename__: ClassVar[str] = "workers"
-    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50", **CLEAN_TINY}},)
     id: str = Field(sa_column=Column(Text, primary_key=True))
     owner: str = _text()
     hostname: str | None = _text(nullable=True)

@@ -5,11 +5,12 @@ from typing import Any
 
 import asyncpg
 
-from job_api import results
+from job_api import results, selection
 from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
 from job_api.db import Connection
 from job_api.errors import InvalidRequest, NotFound, ProjectBusy
 from job_api.models import COUNTER_SLOTS
+from job_api.notices import announce
 from job_api.schemas import (
     Attempt,
     ImageCounts,
@@ -24,38 +25,43 @@ from job_api.schemas import (
 
 RATE_WINDOW_SECONDS = 300.0
 SAMPLES_KEPT_SECONDS = 3600.0
-DELETE_SECONDS = 3600.0
 
 PROJECT = """
 SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at
-FROM projects WHERE name = $1
+FROM projects WHERE name = $1 AND deleted_at IS NULL
 """
 PROJECTS = """
 SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at FROM projects
-WHERE name > $1 AND ($2::text IS NULL OR name = $2) ORDER BY name LIMIT $3
+WHERE name > $1 AND ($2::text IS NULL OR name = $2) AND deleted_at IS NULL ORDER BY name LIMIT $3
 """
+PROJECT_ID = "SELECT id FROM projects WHERE name = $1 AND deleted_at IS NULL"
 CREATE = "INSERT INTO projects (name, source) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id"
 CHANGE = """
 UPDATE projects SET source = coalesce($2, source), engine = coalesce($3, engine),
     engine_options = coalesce($4, engine_options), priority = coalesce($5, priority),
     max_failures = coalesce($6, max_failures)
-WHERE id = $1
+WHERE id = $1 AND deleted_at IS NULL
 RETURNING name, source, engine, engine_options, priority, max_failures, paused, created_at
 """
 PAUSE = """
-UPDATE projects SET paused = $2 WHERE name = $1
-RETURNING name, source, engine, engine_options, priority, max_failures, paused, created_at
+UPDATE projects SET paused = $2 WHERE name = $1 AND deleted_at IS NULL
+RETURNING id, name, source, engine, engine_options, priority, max_failures, paused, created_at
 """
-# Late writers of its jobs come before the deletion or find nothing.
-LOCK_JOBS = "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE project_id = $1 ORDER BY id FOR UPDATE) AS j"
-UNFINISHED = "SELECT count(*) FROM jobs WHERE project_id = $1 AND state IN ('queued', 'waiting', 'claimed')"
-# Everything of a project, children first; the slots and samples go with it.
-DELETES = (
-    "DELETE FROM log_lines WHERE project_id = $1",
-    "DELETE FROM results WHERE project_id = $1",
-    "DELETE FROM attempts a USING jobs j WHERE a.job_id = j.id AND j.project_id = $1",
-    "DELETE FROM jobs WHERE project_id = $1",
-    "DELETE FROM projects WHERE id = $1",
+LOCK = "SELECT id FROM projects WHERE name = $1 AND deleted_at IS NULL FOR UPDATE"
+# Its name is free at once, and nobody can guess the one it gets. That still looks like a name, and without slots the
+# project counts for nothing and has nothing to claim: older services that run beside this one need no more.
+MARK_DELETED = """
+UPDATE projects SET deleted_at = now(), paused = true,
+    name = 'deleted-' || id || '-' || replace(gen_random_uuid()::text, '-', '')
+WHERE id = $1
+"""
+DROP_COUNTS = (
+    "DELETE FROM project_samples WHERE project_id = $1",
+    # From the last slot to the first: who adds slots up holds the later ones and then wants the first.
+    """
+    DELETE FROM project_slots WHERE project_id = $1
+    AND slot IN (SELECT slot FROM project_slots WHERE project_id = $1 ORDER BY slot DESC FOR UPDATE)
+    """,
 )
 ACTIVE_WORKERS = "SELECT count(DISTINCT worker_id) FROM jobs WHERE project_id = $1 AND state = 'claimed'"
 # The oldest sample inside the window, with its age.
@@ -80,15 +86,10 @@ DROP_SAMPLES = "DELETE FROM project_samples WHERE sampled_at < now() - $1 * inte
 _JOB = """
 SELECT j.id, p.name AS project, j.directory, j.state, j.run, j.lease_seq, j.worker_id, j.lease_expires_at, j.due_at,
        j.failures, j.releases, j.image_count, j.reason, j.message, j.added_at, j.finished_at
-FROM jobs j JOIN projects p ON p.id = j.project_id
+FROM {jobs} AS j JOIN projects p ON p.id = j.project_id
 """
-JOBS = (
-    _JOB
-    + """WHERE j.project_id = $1 AND j.id > $2 AND ($3::text IS NULL OR j.state = $3)
-  AND ($4::text IS NULL OR j.worker_id = $4) AND ($5::text IS NULL OR position($5 IN j.directory) > 0)
-ORDER BY j.id LIMIT $6"""
-)
-JOB = _JOB + "WHERE j.project_id = $1 AND j.id = $2"
+JOBS = _JOB + "ORDER BY j.id"
+JOB = _JOB.format(jobs="jobs") + "WHERE j.project_id = $1 AND j.id = $2"
 ATTEMPTS = """
 SELECT lease_seq, worker_id, claimed_at, ended_at, outcome, charged, new_results, reason, message
 FROM attempts WHERE job_id = $1 ORDER BY lease_seq DESC LIMIT 100
@@ -101,7 +102,7 @@ async def project_id(connection: Connection, name: str) -> int:
     Raises:
         NotFound: there is none of that name.
     """
-    found: int | None = await connection.fetchval("SELECT id FROM projects WHERE name = $1", name)
+    found: int | None = await connection.fetchval(PROJECT_ID, name)
     if found is None:
         raise NotFound(f"there is no project {name!r}")
     return found
@@ -153,24 +154,29 @@ async def pause(connection: Connection, name: str, *, paused: bool) -> Project:
     row = await connection.fetchrow(PAUSE, name, paused)
     if row is None:
         raise NotFound(f"there is no project {name!r}")
+    if not paused:
+        sums = await connection.fetchrow(SUMS, row["id"])
+        await announce(connection, row["id"], 0 if sums is None else sums["queued"], None)
     return _project(row)
 
 
 async def delete(connection: Connection, name: str) -> None:
-    """Delete a project with its jobs, results and log lines.
+    """Delete a project: nobody finds it any more, and its name is free. The janitor deletes its rows afterwards.
 
     Raises:
         NotFound: there is no such project.
         ProjectBusy: jobs of it are unfinished.
     """
-    found = await connection.fetchval("SELECT id FROM projects WHERE name = $1 FOR UPDATE", name)
+    found = await connection.fetchval(LOCK, name)
     if found is None:
         raise NotFound(f"there is no project {name!r}")
-    await connection.fetchval(LOCK_JOBS, found, timeout=DELETE_SECONDS)
-    if unfinished := await connection.fetchval(UNFINISHED, found):
+    # Nobody can add jobs or queue them again meanwhile: both keep the project from being locked.
+    sums = await connection.fetchrow(SUMS, found)
+    if unfinished := sum(sums[state] for state in (JobState.QUEUED, JobState.WAITING, JobState.CLAIMED)) if sums else 0:
         raise ProjectBusy(f"{unfinished} jobs of {name!r} are unfinished; wait for them or cancel them first")
-    for statement in DELETES:
-        await connection.execute(statement, found, timeout=DELETE_SECONDS)
+    await connection.execute(MARK_DELETED, found)
+    for statement in DROP_COUNTS:
+        await connection.execute(statement, found)
 
 
 async def status(connection: Connection, name: str) -> ProjectStatus:
@@ -240,7 +246,11 @@ async def list_jobs(
     limit: int,
 ) -> list[Job]:
     """Jobs of a project after an id, by id; `text` is looked for in the directory's name."""
-    rows = await connection.fetch(JOBS, project, after, state, worker_id, text, limit)
+    states = selection.states_of([state] if state is not None else None, worker_id)
+    if not states:
+        return []
+    statement = JOBS.format(jobs=selection.page(states))
+    rows = await connection.fetch(statement, project, after, limit, worker_id, text)
     return [Job.model_validate(dict(row)) for row in rows]
 
 

@@ -1,7 +1,9 @@
-"""The job's life: the only writer of a job's state.
+"""The job's life: the only writer of a job's state, together with `claiming`, the handing out.
 
 Each public function is one transition of the table in docs/design.md, one short transaction, on the database's clock.
-A worker's writes go through `hold`, the fence: whoever does not hold (job, lease_seq, worker_id) changes nothing.
+A worker's writes pass the fence: whoever does not hold (job, lease_seq, worker_id) changes nothing. Those that come
+often are one statement with the fence in it; where that finds no such lease, `hold` says why, or takes back one that
+merely ran out.
 """
 
 import random
@@ -10,10 +12,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from asyncpg import UniqueViolationError
+
 from job_api import queue_sql as sql
-from job_api.counters import Tally
+from job_api.counters import Tally, slot_of
 from job_api.db import Connection, Database
-from job_api.errors import LeaseLost, NotFound, ResultsMissing, WrongState
+from job_api.errors import LeaseLost, NotFound, ResultsMissing
 from job_api.schemas import (
     ClaimRequest,
     HeldLease,
@@ -22,7 +26,6 @@ from job_api.schemas import (
     LeaseStatus,
     LeaseVerdict,
     Outcome,
-    ResultStatus,
 )
 
 MAX_BACKOFF_SECONDS = 3600.0
@@ -35,7 +38,7 @@ FINISHED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 class LeaseKey:
     """What a holder must name: the fence."""
 
-    project_id: int
+    project: str
     job_id: int
     worker_id: str
     lease_seq: int
@@ -64,32 +67,12 @@ async def add(connection: Connection, project_id: int, directories: Sequence[str
     if await connection.fetchval(sql.LOCK_PROJECT, project_id) is None:
         raise NotFound("the project was deleted")
     added: int = await connection.fetchval(sql.ADD, project_id, directories, priority)
-    await Tally(queued=added).settle(connection, project_id)
+    await Tally(queued=added).settle(connection, project_id, priority=priority)
     return added
 
 
-async def claim(connection: Connection, project_id: int | None, request: ClaimRequest, pace: Pace) -> list[Lease]:
-    """Hand out jobs of one project, or of the best one.
-
-    The caller has locked the worker's row, which makes claims of one worker follow one another; a claim whose key
-    still has leases is answered with those.
-    """
-    if leases := await _leases(connection, request, pace):
-        return leases
-    for candidate in await connection.fetch(sql.CLAIMABLE, project_id):
-        claimed = await connection.fetchval(
-            sql.CLAIM, candidate["id"], request.max_jobs, request.worker_id, request.claim_key, pace.lease
-        )
-        # One project for each claim: slots of two would have to be locked in a common order.
-        if claimed:
-            tally = Tally()
-            tally.move(JobState.QUEUED, JobState.CLAIMED, claimed)
-            await tally.settle(connection, candidate["id"])
-            return await _leases(connection, request, pace)
-    return []
-
-
-async def _leases(connection: Connection, request: ClaimRequest, pace: Pace) -> list[Lease]:
+async def leases_of_claim(connection: Connection, request: ClaimRequest, pace: Pace) -> list[Lease]:
+    """The leases that a claim's key still has."""
     rows = await connection.fetch(sql.LEASES_OF_CLAIM, request.worker_id, request.claim_key)
     return [Lease(lease_seconds=pace.lease_seconds, **row) for row in rows]
 
@@ -121,7 +104,7 @@ async def heartbeat(database: Database, worker_id: str, named: Sequence[HeldLeas
             if fate["outcome"] == Outcome.CANCELLED:
                 status = LeaseStatus.CANCELLED
             elif fate["outcome"] in (None, Outcome.EXPIRED):
-                key = LeaseKey(fate["project_id"], job_id, worker_id, lease_seq)
+                key = LeaseKey(fate["project"], job_id, worker_id, lease_seq)
                 status = LeaseStatus.HELD if await _revive(database, key, pace) else status
         verdicts.append(LeaseVerdict(job_id=job_id, lease_seq=lease_seq, status=status))
     return verdicts
@@ -132,17 +115,14 @@ async def _fates(connection: Connection, worker_id: str, ids: list[int], seqs: l
 
 
 async def _revive(database: Database, key: LeaseKey, pace: Pace) -> bool:
-    async with database.transaction() as connection:
-        tally = Tally()
-        try:
-            held = await hold(connection, key, tally, pace)
-        except (LeaseLost, NotFound):
-            return False
-        await tally.settle(connection, key.project_id)
-        return held["outcome"] is None
+    try:
+        async with database.transaction() as connection:
+            return (await hold(connection, key, pace))["outcome"] is None
+    except (LeaseLost, NotFound):
+        return False
 
 
-async def hold(connection: Connection, key: LeaseKey, tally: Tally, pace: Pace) -> dict[str, Any]:
+async def hold(connection: Connection, key: LeaseKey, pace: Pace) -> dict[str, Any]:
     """Lock the job and attempt of a lease for its holder: the fence before every write of a worker.
 
     A lease that merely expired comes back to its holder here, its charge refunded, unless the job was claimed,
@@ -155,19 +135,25 @@ async def hold(connection: Connection, key: LeaseKey, tally: Tally, pace: Pace) 
         NotFound: the project has no such job.
         LeaseLost: the caller never held that lease, or another holds the job since.
     """
-    row = await connection.fetchrow(sql.HOLD, key.job_id, key.project_id, key.lease_seq, key.worker_id)
+    row = await connection.fetchrow(sql.HOLD, key.job_id, key.project, key.lease_seq, key.worker_id)
     if row is None:
-        if await connection.fetchval(sql.JOB_EXISTS, key.job_id, key.project_id):
+        if await connection.fetchval(sql.JOB_EXISTS, key.job_id, key.project):
             raise LeaseLost(f"job {key.job_id}: worker {key.worker_id} never held lease {key.lease_seq}")
-        raise NotFound(f"there is no job {key.job_id} in this project")
+        raise NotFound(f"there is no job {key.job_id} in a project {key.project!r}")
     held = dict(row)
     if held["outcome"] == Outcome.EXPIRED:
         if held["newest_lease_seq"] != key.lease_seq:
             raise LeaseLost(f"job {key.job_id}: lease {key.lease_seq} expired and the job was taken by another since")
         refund = int(held["charged"])
-        await connection.execute(sql.TAKE_BACK, key.job_id, key.worker_id, held["claim_key"], pace.lease, refund)
+        try:
+            await connection.execute(sql.TAKE_BACK, key.job_id, key.worker_id, held["claim_key"], pace.lease, refund)
+        except UniqueViolationError:
+            # Its claim was sent again when it had expired, and got another job.
+            raise LeaseLost(f"job {key.job_id}: lease {key.lease_seq} expired and its claim has another job") from None
         await connection.execute(sql.REOPEN_ATTEMPT, key.job_id, key.lease_seq)
+        tally = Tally()
         tally.move(held["state"], JobState.CLAIMED)
+        await tally.settle(connection, held["project_id"], slot_of(key.job_id))
         held |= {"outcome": None, "state": JobState.CLAIMED, "failures": max(held["failures"] - refund, 0)}
     return held
 
@@ -182,23 +168,28 @@ def require_open(held: dict[str, Any]) -> None:
         raise LeaseLost(f"job {held['job_id']}: lease {held['lease_seq']} has ended: {held['outcome']}")
 
 
-async def complete(connection: Connection, held: dict[str, Any], image_count: int, tally: Tally) -> JobState:
-    """End a lease whose images are all stored.
+async def complete(connection: Connection, key: LeaseKey, image_count: int) -> bool | None:
+    """Complete a job whose images are all stored, through a lease that is held.
 
-    Raises:
-        ResultsMissing: fewer rows are stored than images were listed; nothing changes.
+    Returns:
+        Whether it is completed: False where fewer rows are stored than images were listed; None where the lease is
+        not held as named, and `hold` says why.
     """
-    if held["outcome"] == Outcome.COMPLETED:
-        return JobState.COMPLETED
-    require_open(held)
-    present = await connection.fetchval(sql.COUNT_PRESENT, held["job_id"])
-    if present < image_count:
-        raise ResultsMissing(
-            f"job {held['job_id']}: {image_count} images were listed and {present} are stored; send the missing ones"
-        )
-    tally["images_listed"] += image_count
-    await _end(connection, held, Outcome.COMPLETED, tally, state=JobState.COMPLETED, image_count=image_count)
-    return JobState.COMPLETED
+    row = await connection.fetchrow(
+        sql.COMPLETE, key.job_id, key.project, key.lease_seq, key.worker_id, image_count, slot_of(key.job_id)
+    )
+    if row is None or not row["held"]:
+        return None
+    completed: bool = row["completed"]
+    return completed
+
+
+async def results_missing(connection: Connection, job_id: int, image_count: int) -> ResultsMissing:
+    """The refusal to complete a job, with the number of rows that are there."""
+    present = await connection.fetchval(sql.COUNT_PRESENT, job_id)
+    return ResultsMissing(
+        f"job {job_id}: {image_count} images were listed and {present} are stored; send the missing ones"
+    )
 
 
 async def fail(
@@ -208,7 +199,6 @@ async def fail(
     message: str,
     *,
     retryable: bool,
-    tally: Tally,
     pace: Pace,
 ) -> JobState:
     """End a lease whose job cannot be done; it waits and is tried again, or has failed for good."""
@@ -224,7 +214,6 @@ async def fail(
         connection,
         held,
         Outcome.FAILED,
-        tally,
         state=state,
         wait=pace.backoff(failures),
         charged=charged,
@@ -235,35 +224,61 @@ async def fail(
 
 
 async def release(
-    connection: Connection, held: dict[str, Any], reason: str, message: str, *, tally: Tally, pace: Pace
+    connection: Connection, held: dict[str, Any], reason: str, message: str, *, pace: Pace, counted: bool = True
 ) -> JobState:
-    """End a lease uncharged; from the third release in a row without a new result the job waits a while first."""
+    """End a lease uncharged; from the third release in a row without a new result the job waits a while first.
+
+    Args:
+        connection: in the transaction in which the lease was held.
+        held: what `hold` gave.
+        reason: a word for the attempt's entry.
+        message: says more.
+        pace: how long a job waits.
+        counted: whether this is a release in a row; not where the worker never had the job.
+    """
     if held["outcome"] == Outcome.RELEASED:
         return JobState(held["state"])
     require_open(held)
-    releases = held["releases"] + 1 if held["new_results"] == 0 else 0
-    state = JobState.WAITING if releases > FREE_RELEASES else JobState.QUEUED
+    releases = held["releases"]
+    if counted:
+        releases = releases + 1 if held["new_results"] == 0 else 0
+    state = JobState.WAITING if counted and releases > FREE_RELEASES else JobState.QUEUED
     held = {**held, "releases": releases}
     wait = pace.backoff(releases - FREE_RELEASES)
-    await _end(connection, held, Outcome.RELEASED, tally, state=state, wait=wait, reason=reason, message=message)
+    await _end(connection, held, Outcome.RELEASED, state=state, wait=wait, reason=reason, message=message)
     return state
+
+
+async def undo_claim(database: Database, worker_id: str, leases: Sequence[Lease], pace: Pace) -> None:
+    """Take back a claim whose answer nobody was there to hear."""
+    for lease in leases:
+        key = LeaseKey(lease.project, lease.job_id, worker_id, lease.lease_seq)
+        try:
+            async with database.transaction() as connection:
+                held = await hold(connection, key, pace)
+                if held["outcome"] is None:
+                    await release(
+                        connection, held, "client-gone", "the claim's client hung up", pace=pace, counted=False
+                    )
+        except (LeaseLost, NotFound):
+            continue
 
 
 async def _end(
     connection: Connection,
     held: dict[str, Any],
     outcome: Outcome,
-    tally: Tally,
     *,
     state: JobState,
-    wait: timedelta | None = None,
+    wait: timedelta,
+    reason: str,
+    message: str,
     charged: bool = False,
-    reason: str | None = None,
-    message: str | None = None,
-    image_count: int | None = None,
 ) -> None:
+    tally = Tally()
     await connection.execute(sql.END_ATTEMPT, held["job_id"], held["lease_seq"], outcome, charged, reason, message)
-    await _put(connection, held, tally, state, wait=wait, reason=reason, message=message, image_count=image_count)
+    await _put(connection, held, tally, state, wait=wait, reason=reason, message=message)
+    await tally.settle(connection, held["project_id"], slot_of(held["job_id"]), priority=held["priority"])
 
 
 async def _put(
@@ -275,7 +290,6 @@ async def _put(
     wait: timedelta | None = None,
     reason: str | None = None,
     message: str | None = None,
-    image_count: int | None = None,
     fence: bool = False,
 ) -> None:
     """Put a locked job into a state in which nobody holds it; `fence` shuts out the last lease for good."""
@@ -288,7 +302,6 @@ async def _put(
         job["releases"],
         reason,
         message,
-        image_count,
         int(fence),
     )
     tally.move(job["state"], state)
@@ -316,86 +329,3 @@ async def sweep(connection: Connection, project_id: int, *, judge_leases: bool) 
     tally.move(JobState.WAITING, JobState.QUEUED, due)
     await tally.settle(connection, project_id)
     return {state: jobs for state, jobs in tally.items() if jobs > 0}
-
-
-# --- what people do ---
-
-
-async def _lock(connection: Connection, project_id: int, job_id: int) -> dict[str, Any]:
-    row = await connection.fetchrow(sql.LOCK_JOB, job_id, project_id)
-    if row is None:
-        raise NotFound(f"there is no job {job_id} in this project")
-    return dict(row)
-
-
-async def _cut_off(connection: Connection, job: dict[str, Any], outcome: Outcome, reason: str) -> None:
-    """End the open attempt of a claimed job in its holder's absence."""
-    if job["state"] == JobState.CLAIMED:
-        await connection.execute(sql.END_ATTEMPT, job["job_id"], job["lease_seq"], outcome, False, reason, None)
-
-
-async def cancel(connection: Connection, project_id: int, job_id: int, tally: Tally) -> None:
-    """Cancel an unfinished job; its holder, if any, loses it.
-
-    Raises:
-        WrongState: the job is completed or failed.
-    """
-    job = await _lock(connection, project_id, job_id)
-    if job["state"] == JobState.CANCELLED:
-        return
-    if job["state"] in FINISHED:
-        raise WrongState(f"job {job_id} is {job['state']} and cannot be cancelled")
-    await _cut_off(connection, job, Outcome.CANCELLED, "cancelled")
-    await _put(connection, job, tally, JobState.CANCELLED, reason="cancelled", fence=True)
-
-
-async def retry(connection: Connection, project_id: int, job_id: int, tally: Tally) -> None:
-    """Queue a failed or cancelled job again, its charges forgotten.
-
-    Raises:
-        WrongState: the job has neither failed nor been cancelled.
-    """
-    job = await _lock(connection, project_id, job_id)
-    if job["state"] == JobState.QUEUED:
-        return
-    if job["state"] not in (JobState.FAILED, JobState.CANCELLED):
-        raise WrongState(f"job {job_id} is {job['state']}; only a failed or cancelled job can be retried")
-    await _put(connection, {**job, "failures": 0, "releases": 0}, tally, JobState.QUEUED)
-
-
-async def rerun(
-    connection: Connection, project_id: int, job_id: int, statuses: Sequence[ResultStatus] | None, tally: Tally
-) -> None:
-    """Queue a finished job again for a new run over all its images, or over those with given statuses.
-
-    Stored rows stay until a new row replaces them.
-
-    Raises:
-        WrongState: the job is not finished.
-    """
-    job = await _lock(connection, project_id, job_id)
-    if job["state"] not in FINISHED:
-        raise WrongState(f"job {job_id} is {job['state']}; only a finished job can be run again")
-    if job["state"] == JobState.COMPLETED:
-        tally["images_listed"] -= job["image_count"]
-    await connection.execute(sql.BEGIN_RUN, job_id, statuses is None)
-    if statuses is not None:
-        await connection.execute(sql.MARK_STALE, job_id, [str(status) for status in statuses])
-    await _put(connection, {**job, "failures": 0, "releases": 0}, tally, JobState.QUEUED, fence=True)
-
-
-async def force_release(connection: Connection, project_id: int, job_id: int, tally: Tally) -> None:
-    """Take a claimed job from its holder and queue it again, uncharged.
-
-    Raises:
-        WrongState: nobody holds the job.
-    """
-    job = await _lock(connection, project_id, job_id)
-    if job["state"] == JobState.QUEUED:
-        # Its last lease may have expired just now, and must not come back.
-        await connection.execute(sql.SHUT_OUT, job_id)
-        return
-    if job["state"] != JobState.CLAIMED:
-        raise WrongState(f"job {job_id} is {job['state']}; only a claimed job can be released")
-    await _cut_off(connection, job, Outcome.FORCE_RELEASED, "force-release")
-    await _put(connection, job, tally, JobState.QUEUED, reason="force-release", fence=True)

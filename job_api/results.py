@@ -1,4 +1,4 @@
-"""Storing, reading and exporting results.
+"""Storing results, and reading those of a job; `export.py` reads those of a project.
 
 A stored row takes the next value of `result_seq`, also when it replaces an older one; the export goes by that number,
 and `since` counts in it. A number is given out before its transaction commits, so the export must not run past a
@@ -6,43 +6,25 @@ transaction that is still open: each writer first takes a shared advisory lock w
 and the export reads only up to the smallest key still locked.
 """
 
-import csv
-import io
-import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 from cachetools import LRUCache
+from pydantic import TypeAdapter
 
-from job_api.counters import Tally
-from job_api.db import Connection, Database
-from job_api.queue_sql import PRESENT
+from job_api.counters import settling, slot_of
+from job_api.db import Connection
+from job_api.queue import LeaseKey
+from job_api.queue_sql import HELD, PRESENT
 from job_api.schemas import (
     EngineRun,
-    ExportFormat,
     InvalidRow,
     NewResult,
     RefusedRow,
-    Result,
     ResultsStored,
     ResultStatus,
 )
-
-EXPORT_PAGE = 2_000
-
-# Announce a writer to the exports, before it takes its first number.
-ANNOUNCE = "SELECT pg_advisory_xact_lock_shared((SELECT last_value FROM result_seq))"
-
-# The last number below which nothing can change any more. The sequence is read before the locks, and the rows are
-# read after both: a writer that is not seen here either took its numbers later or has committed.
-LAST_NUMBER = "SELECT last_value FROM result_seq"
-OLDEST_WRITER = """
-SELECT min((l.classid::bigint << 32) | l.objid::bigint)
-FROM pg_locks l JOIN pg_database d ON d.oid = l.database
-WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND d.datname = current_database()
-"""
 
 # With what the rows of a batch were made: found, or made.
 PROVENANCE = """
@@ -57,28 +39,40 @@ WHERE worker_id = $1 AND engine = $2 AND engine_version IS NOT DISTINCT FROM $3 
 LIMIT 1
 """
 
-# Store a batch for a locked job: a newer lease replaces a row, within one lease the first stays.
-STORE = """
-WITH sent AS (
-    SELECT * FROM json_to_recordset($5::json) AS s (
+# Store a batch through a lease that is held: a newer lease replaces a row, within one lease the first stays. A writer
+# is announced to the exports before it takes its first number. No row comes back where the lease is not held. The
+# LIMIT makes each row sent be looked up by itself: a join may read all rows of the job for each batch.
+_STORE_SETTLED = settling(
+    "(SELECT h.project_id, c.* FROM counted c CROSS JOIN held h WHERE c.added <> 0 OR c.recognised <> 0) AS n",
+    "$7",
+    images_stored="n.added",
+    images_recognised="n.recognised",
+)
+STORE = f"""
+WITH {HELD},
+announced AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock_shared(s.last_value) IS NULL AS done FROM held CROSS JOIN result_seq s),
+sent AS MATERIALIZED (
+    SELECT s.* FROM json_to_recordset($5::json) AS s (
         image text, engine text, status text, image_sha256 text, width int, height int, frames int, smiles text,
         confidence float8, confidence_mean float8, confidence_min float8, n_tokens int, truncated bool, is_valid bool,
-        canonical_smiles text, inchikey text, formula text, flags text[], error_message text, duration_ms int)),
-job AS (
-    SELECT j.id, j.project_id, j.run, j.present_from_run, p.engine
-    FROM jobs j JOIN projects p ON p.id = j.project_id WHERE j.id = $1),
+        canonical_smiles text, inchikey text, formula text, flags text[], error_message text, duration_ms int)
+    CROSS JOIN announced),
 before AS (
     SELECT r.image, r.engine, r.status, r.run >= j.present_from_run AND NOT r.stale AS present
-    FROM sent s JOIN results r ON r.job_id = $1 AND r.image = s.image AND r.engine = s.engine CROSS JOIN job j),
+    FROM held j CROSS JOIN sent s CROSS JOIN LATERAL (
+        SELECT * FROM results r WHERE r.job_id = $1 AND r.image = s.image AND r.engine = s.engine LIMIT 1) AS r
+    -- Of the first lease no row can be replaced.
+    WHERE $3 > 1),
 stored AS (
     INSERT INTO results AS r (
         job_id, image, engine, project_id, provenance_id, lease_seq, run, status, image_sha256, width, height, frames,
         smiles, confidence, confidence_mean, confidence_min, n_tokens, truncated, is_valid, canonical_smiles, inchikey,
         formula, flags, error_message, duration_ms)
-    SELECT j.id, s.image, s.engine, j.project_id, $3, $2, j.run, s.status, decode(s.image_sha256, 'hex'), s.width,
+    SELECT j.id, s.image, s.engine, j.project_id, $6, $3, j.run, s.status, decode(s.image_sha256, 'hex'), s.width,
            s.height, s.frames, s.smiles, s.confidence, s.confidence_mean, s.confidence_min, s.n_tokens, s.truncated,
            s.is_valid, s.canonical_smiles, s.inchikey, s.formula, s.flags, s.error_message, s.duration_ms
-    FROM sent s CROSS JOIN job j
+    FROM sent s CROSS JOIN held j
     ON CONFLICT (job_id, image, engine) DO UPDATE SET
         seq = EXCLUDED.seq, provenance_id = EXCLUDED.provenance_id, lease_seq = EXCLUDED.lease_seq,
         processed_at = EXCLUDED.processed_at, run = EXCLUDED.run, stale = false, status = EXCLUDED.status,
@@ -96,14 +90,15 @@ counted AS (
            count(*) FILTER (WHERE b.present IS NOT TRUE AND s.engine = j.engine) AS new,
            count(*) FILTER (WHERE s.status = 'recognised')
                - count(*) FILTER (WHERE b.status = 'recognised') AS recognised
-    FROM stored s LEFT JOIN before b USING (image, engine) CROSS JOIN job j),
+    FROM stored s LEFT JOIN before b USING (image, engine) CROSS JOIN held j),
 credited AS (
     UPDATE attempts a SET new_results = a.new_results + c.new
-    FROM counted c WHERE a.job_id = $1 AND a.lease_seq = $2 AND a.worker_id = $4 AND c.new > 0),
+    FROM counted c WHERE a.job_id = $1 AND a.lease_seq = $3 AND c.new > 0),
 relieved AS (
-    UPDATE jobs SET releases = 0 FROM counted c WHERE jobs.id = $1 AND c.new > 0 AND jobs.releases > 0)
-SELECT stored, added, new, recognised FROM counted
-"""
+    UPDATE jobs SET releases = 0 FROM counted c WHERE jobs.id = $1 AND c.new > 0 AND jobs.releases > 0),
+settled AS ({_STORE_SETTLED})
+SELECT c.stored FROM counted c CROSS JOIN held
+"""  # noqa: S608 - built from constants, as all statements here
 
 # Images of a job that need no work, a page of them.
 IMAGES_DONE = f"""
@@ -122,12 +117,6 @@ FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON p.id = r.projec
 JOIN provenances v ON v.id = r.provenance_id
 """
 ROWS_OF_JOB = ROWS + "WHERE r.job_id = $1 AND (r.image, r.engine) > ($2, $3) ORDER BY r.image, r.engine LIMIT $4"
-ROWS_OF_EXPORT = (
-    ROWS
-    + """WHERE r.project_id = $1 AND r.seq > $2 AND r.seq <= $3
-  AND ($4::text[] IS NULL OR r.status = ANY($4)) AND ($5::text IS NULL OR j.directory = $5)
-ORDER BY r.seq LIMIT $6"""
-)
 
 COUNT_BY_STATUS = "SELECT status, count(*) AS rows FROM results WHERE job_id = $1 GROUP BY status"
 
@@ -145,15 +134,18 @@ class Provenances:
     """Finds the number of what rows were made with; remembers those this process has met."""
 
     def __init__(self) -> None:
-        self._known: LRUCache[tuple[str | None, ...], int] = LRUCache(maxsize=10_000)
+        self._known: LRUCache[tuple[str | None, ...], int] = LRUCache(maxsize=100_000)
+
+    def known(self, worker_id: str, run: EngineRun) -> int | None:
+        """The id of a provenance, where it is remembered."""
+        return self._known.get(_provenance_key(worker_id, run))
 
     async def find(self, connection: Connection, worker_id: str, run: EngineRun) -> int:
         """The id of a provenance, which is made if there is none; not remembered, since it may be rolled back."""
-        key = _provenance_key(worker_id, run)
-        provenance_id = self._known.get(key)
+        provenance_id = self.known(worker_id, run)
         while provenance_id is None:
             # Nothing comes back when another transaction made it a moment ago; the next statement sees it.
-            provenance_id = await connection.fetchval(PROVENANCE, *key)
+            provenance_id = await connection.fetchval(PROVENANCE, *_provenance_key(worker_id, run))
         return provenance_id
 
     def remember(self, worker_id: str, run: EngineRun, provenance_id: int) -> None:
@@ -165,26 +157,29 @@ def _provenance_key(worker_id: str, run: EngineRun) -> tuple[str | None, ...]:
     return (worker_id, run.engine, run.engine_version, run.weights, run.weights_sha256, run.snapshot)
 
 
-async def store(
-    connection: Connection, held: dict[str, Any], batch: Batch, provenance_id: int, tally: Tally
-) -> ResultsStored:
-    """Store the good rows of a batch for a lease that is held and locked by this transaction."""
-    if not batch.rows:
-        return ResultsStored(stored=0, unchanged=batch.repeated, refused=batch.refused)
-    await connection.execute(ANNOUNCE)
-    rows = "[" + ",".join(row.model_dump_json() for row in batch.rows) + "]"
-    counted = await connection.fetchrow(
-        STORE, held["job_id"], held["lease_seq"], provenance_id, held["worker_id"], rows
+async def store(connection: Connection, key: LeaseKey, batch: Batch, provenance_id: int) -> ResultsStored | None:
+    """Store the good rows of a batch through a lease that is held.
+
+    Returns:
+        What became of the batch; None where the lease is not held as named, and `queue.hold` says why.
+    """
+    stored: int | None = await connection.fetchval(
+        STORE,
+        key.job_id,
+        key.project,
+        key.lease_seq,
+        key.worker_id,
+        _ROWS.dump_json(batch.rows).decode(),
+        provenance_id,
+        slot_of(key.job_id),
     )
-    if counted is None:
-        raise RuntimeError("the statement that stores results gave no answer")
-    tally["images_stored"] += counted["added"]
-    tally["images_recognised"] += counted["recognised"]
-    held["new_results"] += counted["new"]
-    if counted["new"]:
-        held["releases"] = 0
-    unchanged = len(batch.rows) - counted["stored"] + batch.repeated
-    return ResultsStored(stored=counted["stored"], unchanged=unchanged, refused=batch.refused)
+    if stored is None:
+        return None
+    unchanged = len(batch.rows) - stored + batch.repeated
+    return ResultsStored(stored=stored, unchanged=unchanged, refused=batch.refused)
+
+
+_ROWS = TypeAdapter(list[NewResult])
 
 
 def judge(rows: Sequence[NewResult | InvalidRow], run: EngineRun) -> Batch:
@@ -227,69 +222,3 @@ async def rows_of_job(connection: Connection, job_id: int, after: tuple[str, str
 async def count_by_status(connection: Connection, job_id: int) -> dict[ResultStatus, int]:
     """The rows of a job by status."""
     return {ResultStatus(row["status"]): row["rows"] for row in await connection.fetch(COUNT_BY_STATUS, job_id)}
-
-
-async def settled_seq(connection: Connection) -> int:
-    """The number up to which all rows are committed and will stay as they are; what to give as the next `since`."""
-    last: int = await connection.fetchval(LAST_NUMBER)
-    oldest: int | None = await connection.fetchval(OLDEST_WRITER)
-    return last if oldest is None else min(last, oldest)
-
-
-async def export(
-    database: Database,
-    project_id: int,
-    export_format: ExportFormat,
-    *,
-    since: int,
-    until: int,
-    statuses: Sequence[ResultStatus] | None,
-    directory: str | None,
-) -> AsyncIterator[bytes]:
-    """Stream rows numbered above `since` up to `until`, page by page; no page waits for the client in a transaction."""
-    write = _WRITERS[export_format]
-    if export_format is ExportFormat.CSV:
-        yield _csv([COLUMNS])
-    wanted = None if statuses is None else [str(status) for status in statuses]
-    while True:
-        async with database.connection() as connection:
-            rows = await connection.fetch(ROWS_OF_EXPORT, project_id, since, until, wanted, directory, EXPORT_PAGE)
-        if rows:
-            yield write(rows)
-            since = rows[-1]["seq"]
-        if len(rows) < EXPORT_PAGE:
-            return
-
-
-COLUMNS = list(Result.model_fields)
-
-
-def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-def _csv_page(rows: Sequence[asyncpg.Record]) -> bytes:
-    return _csv([_csv_value(value) for value in row.values()] for row in rows)
-
-
-def _csv_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return ";".join(value)
-    return value.isoformat() if hasattr(value, "isoformat") else value
-
-
-def _jsonl_page(rows: Sequence[asyncpg.Record]) -> bytes:
-    return b"".join(
-        json.dumps(dict(row), ensure_ascii=False, default=lambda value: value.isoformat()).encode() + b"\n"
-        for row in rows
-    )
-
-
-_WRITERS: dict[ExportFormat, Callable[[Sequence[asyncpg.Record]], bytes]] = {
-    ExportFormat.CSV: _csv_page,
-    ExportFormat.JSONL: _jsonl_page,
-}

@@ -7,9 +7,19 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WrapValidator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from job_api.text import (
     MAX_MESSAGE_CHARS,
@@ -22,6 +32,8 @@ from job_api.text import (
 )
 
 MAX_JOBS_PER_ADD = 10_000
+MAX_IDS_PER_FILTER = 10_000
+MAX_EXAMPLES = 10
 MAX_RESULTS_PER_POST = 1_000
 MAX_LOG_LINES_PER_POST = 1_000
 MAX_LEASES_PER_CLAIM = 100
@@ -41,7 +53,7 @@ T = TypeVar("T")
 
 
 class JobState(StrEnum):
-    """Where a job stands; `queue.py` alone moves it."""
+    """Where a job stands; `queue.py` and `steering.py` alone move it."""
 
     QUEUED = "queued"
     WAITING = "waiting"
@@ -49,6 +61,16 @@ class JobState(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class JobAction(StrEnum):
+    """What people may do to jobs."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
+    RERUN = "rerun"
+    FORCE_RELEASE = "force-release"
+    DELETE = "delete"
 
 
 class Outcome(StrEnum):
@@ -424,6 +446,78 @@ class Rerun(Request):
     statuses: list[ResultStatus] | None = Field(default=None, min_length=1)
 
 
+class JobFilter(Request):
+    """Which jobs of a project are meant: those for which all that is given holds. No filter at all must be said."""
+
+    all: bool = Field(default=False, description="every job of the project; needed where nothing else is given")
+    states: list[JobState] | None = Field(default=None, min_length=1)
+    worker_id: WorkerId | None = Field(default=None, description="jobs that this worker holds now")
+    text: Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_no_nul)] | None = Field(
+        default=None, description="part of the directory's name"
+    )
+    reason: Reason | None = Field(default=None, description="why the job is in its state, such as storage")
+    ids: list[JobId] | None = Field(default=None, min_length=1, max_length=MAX_IDS_PER_FILTER)
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        narrowed = any(given is not None for given in (self.states, self.worker_id, self.text, self.reason, self.ids))
+        if not narrowed and not self.all:
+            raise ValueError('names no jobs; say "all": true if every job of the project is meant')
+        if narrowed and self.all:
+            raise ValueError("asks for all jobs and for some of them")
+        return self
+
+
+class JobsAction(Request):
+    """Something to do to all jobs of a project that a filter names."""
+
+    action: JobAction
+    filter: JobFilter
+    statuses: list[ResultStatus] | None = Field(
+        default=None, min_length=1, description="rerun only: do the images again whose result has one of these"
+    )
+    dry_run: bool = Field(default=False, description="count, show some of the jobs, and change nothing")
+    after: int = Field(default=0, ge=0, le=MAX_INT8, description="go on after this job: `next` of the answer before")
+    as_of: AwareDatetime | None = Field(
+        default=None, description="`as_of` of the first answer: jobs that came into their state since are left alone"
+    )
+
+    @model_validator(mode="after")
+    def _statuses_are_of_a_rerun(self) -> Self:
+        if self.statuses is not None and self.action is not JobAction.RERUN:
+            raise ValueError(f"statuses go with rerun, not with {self.action}")
+        return self
+
+
+class JobExample(Wire):
+    """One of the jobs that an action would change."""
+
+    id: int
+    directory: str
+    state: JobState
+
+
+class JobsActed(Wire):
+    """How far an action on many jobs came."""
+
+    matched: int = Field(default=0, description="jobs that the filter names")
+    changed: int = Field(default=0, description="those that were changed, or would be")
+    unchanged: int = Field(default=0, description="those that were as wanted already")
+    skipped: int = Field(default=0, description="those whose state does not allow it, or is newer than `as_of`")
+    next: int | None = Field(default=None, description="ask again with this as `after`; null when all is done")
+    as_of: datetime
+    examples: list[JobExample] = Field(default=[], max_length=MAX_EXAMPLES, description="of a dry run")
+
+    def __add__(self, later: Self) -> Self:
+        """This part and the one after it, as one."""
+        counts = {name: getattr(self, name) + getattr(later, name) for name in _COUNTS}
+        examples = (self.examples + later.examples)[:MAX_EXAMPLES]
+        return self.model_copy(update={**counts, "next": later.next, "examples": examples})
+
+
+_COUNTS = ("matched", "changed", "unchanged", "skipped")
+
+
 # --- claiming and holding --------------------------------------------------------------------------------------
 
 
@@ -557,9 +651,19 @@ class InvalidRow(BaseModel):
     reason: str
 
 
-def _judge_row(row: Any, validate: Callable[[Any], NewResult]) -> NewResult | InvalidRow:
+def _judge_rows(rows: Any, validate: Callable[[Any], list[NewResult]]) -> list[NewResult | InvalidRow]:
+    """All rows at once, which is quick, and one by one only where that fails."""
     try:
-        return validate(row)
+        return [*validate(rows)]
+    except ValidationError:
+        if not isinstance(rows, list) or len(rows) > MAX_RESULTS_PER_POST:
+            raise
+        return [_judge_row(row) for row in rows]
+
+
+def _judge_row(row: Any) -> NewResult | InvalidRow:
+    try:
+        return NewResult.model_validate(row)
     except ValidationError as error:
         image = row.get("image") if isinstance(row, dict) else None
         reasons = [".".join(str(part) for part in e["loc"]) + ": " + e["msg"] for e in error.errors(include_url=False)]
@@ -568,8 +672,8 @@ def _judge_row(row: Any, validate: Callable[[Any], NewResult]) -> NewResult | In
         return InvalidRow(image=named, reason=clean_text("; ".join(reasons), 1000))
 
 
-ResultRow = Annotated[NewResult, WrapValidator(_judge_row)]
-"""A result row, or an `InvalidRow` where the row was none: one bad row must not cost its batch."""
+ResultRows = Annotated[list[NewResult], Field(max_length=MAX_RESULTS_PER_POST), WrapValidator(_judge_rows)]
+"""Result rows, with an `InvalidRow` where a row was none: one bad row must not cost its batch."""
 
 
 class EngineRun(Wire):
@@ -593,7 +697,7 @@ class NewResults(Held):
     """A batch of results; judged row by row."""
 
     run: EngineRun = EngineRun()
-    rows: Annotated[list[ResultRow], Field(max_length=MAX_RESULTS_PER_POST)]
+    rows: ResultRows
 
 
 class ResultsStored(Wire):
@@ -609,7 +713,7 @@ class Complete(Held):
 
     image_count: int = Field(ge=1, le=2**31 - 1)
     run: EngineRun = EngineRun()
-    rows: Annotated[list[ResultRow], Field(max_length=MAX_RESULTS_PER_POST)] = []
+    rows: ResultRows = []
 
 
 class Fail(Held):

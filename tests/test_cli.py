@@ -18,7 +18,20 @@ from tests.plugins.service import RunningService
 from tests.scripted import Answer, serving
 
 ENGINE = schemas.EngineRun(weights="miniature")
-COMMANDS = ["serve", "migrate", "status", "projects", "jobs", "workers", "logs", "results", "user", "token", "job"]
+COMMANDS = [
+    "serve",
+    "migrate",
+    "status",
+    "projects",
+    "jobs",
+    "workers",
+    "logs",
+    "results",
+    "user",
+    "token",
+    "job",
+    "act",
+]
 BELOW = ["user add", "user list", "user delete", "token add", "token list", "token revoke"]
 BELOW += ["job show", "job retry", "job cancel", "job rerun", "job force-release"]
 
@@ -353,3 +366,56 @@ def test_token_of_a_project_and_role(service: RunningService) -> None:
     assert "UWORKER" not in result.stderr
     with Client(service.root, token=result.stdout.strip()) as client:
         assert client.project("patents").name == "patents"
+
+
+# --- many jobs ---
+
+
+def test_many_jobs_are_counted_shown_and_then_changed(patents: RunningService) -> None:
+    ids = job_ids(patents)
+    said = shown("act", "patents", "cancel", "--all", "--dry-run", service=patents)
+    assert said.splitlines() == [
+        "dry run: 3 jobs: 2 would be cancelled, 0 as wanted already, 1 passed over because of their state",
+        f"  job {ids['held']} (held) is claimed",
+        f"  job {ids['left']} (left) is queued",
+    ]
+    assert patents.client().project("patents").jobs.cancelled == 0
+    said = shown("act", "patents", "cancel", "--all", service=patents)
+    assert said == "3 jobs: 2 cancelled, 0 as wanted already, 1 passed over because of their state\n"
+    said = shown("act", "patents", "retry", "--state", "cancelled", "--text", "hel", service=patents)
+    assert said.startswith("1 jobs: 1 queued again, 0")
+    said = shown("act", "patents", "retry", "--id", ids["left"], "--reason", "cancelled", service=patents)
+    assert said.startswith("1 jobs: 1 queued again, 0")
+    said = shown("act", "patents", "rerun", "--all", "--status", "blank", "--after", ids["held"], service=patents)
+    assert said.startswith("1 jobs: 0 queued for a new run, 0 as wanted already, 1 passed over")
+    patents.assert_counters_equal_recount()
+
+
+def test_nothing_is_deleted_or_meant_without_saying_so(patents: RunningService) -> None:
+    said = failure("act", "patents", "delete", "--state", "completed", service=patents)
+    assert said == "job-api: 1 jobs would be deleted with all their results; say --yes to do it"
+    assert "--all for every job" in failure("act", "patents", "delete", "--yes", service=patents)
+    assert "all jobs and for some" in failure("act", "patents", "retry", "--all", "--state", "failed", service=patents)
+    assert "statuses go with rerun" in failure("act", "patents", "retry", "--all", "--status", "blank", service=patents)
+    assert "may do this" in failure("act", "patents", "delete", "--all", "--yes", service=patents, role="read")
+    assert len(job_ids(patents)) == 3
+    assert shown("act", "patents", "delete", "--all", "--dry-run", service=patents).startswith(
+        "dry run: 3 jobs: 1 would"
+    )
+    assert shown("act", "patents", "delete", "--all", "--yes", service=patents).startswith("3 jobs: 1 deleted, 0")
+    assert set(job_ids(patents)) == {"held", "left"}
+
+
+def test_where_to_go_on_is_said_when_an_action_breaks_off() -> None:
+    as_of = "2026-01-01T00:00:00Z"
+    answers = [
+        Answer(200, schemas.JobsActed(matched=9, changed=9, as_of=as_of).model_dump_json()),
+        Answer(200, schemas.JobsActed(matched=4, changed=4, next=17, as_of=as_of).model_dump_json()),
+        Answer(403, "{}"),
+    ]
+    with serving(answers) as server:
+        env = {"JOB_API_ROOT": server.root, "JOB_API_TOKEN": "t"}
+        result = CliRunner().invoke(app, ["act", "patents", "retry", "--all"], env=env)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0].startswith("so far: 4 jobs: 4 queued again")
+    assert result.stderr.splitlines()[0].endswith("the rest: --after 17")

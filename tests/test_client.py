@@ -108,10 +108,14 @@ def test_broken_connection_is_tried_again() -> None:
     assert len(server.asked) == 3
 
 
+ALL_FAILED = schemas.JobsAction(
+    action=schemas.JobAction.RETRY, filter=schemas.JobFilter(states=[schemas.JobState.FAILED])
+)
 ONCE: list[Callable[[Client], object]] = [
     lambda client: client.retry("p", 1),
     lambda client: client.rerun("p", 1),
     lambda client: client.force_release("p", 1),
+    lambda client: next(client.act("p", ALL_FAILED)),
     lambda client: client.new_token(schemas.NewToken(name="n")),
 ]
 
@@ -134,6 +138,23 @@ def test_what_was_refused_for_now_is_sent_again(call: Callable[[Client], object]
         with pytest.raises(ApiError, match="it is so"):
             call(client)
         assert len(server.asked) == 2
+
+
+def test_an_action_on_many_jobs_goes_on_where_it_came_to_and_may_then_be_repeated() -> None:
+    as_of = "2026-01-01T00:00:00.000001Z"
+    answers = [
+        Answer(200, {"matched": 5, "changed": 3, "skipped": 2, "next": 17, "as_of": as_of}),
+        Answer(0),
+        Answer(502),
+        Answer(200, {"matched": 2, "changed": 1, "unchanged": 1, "next": None, "as_of": as_of}),
+    ]
+    with serving(answers) as server, client_of(server) as client:
+        first, last = client.act("p", ALL_FAILED)
+    assert (first.matched, first.next) == (5, 17)
+    assert (last.matched, last.changed, last.unchanged, last.skipped, last.next) == (7, 4, 1, 2, None)
+    begun, *repeated = [asked.body for asked in server.asked]
+    assert "as_of" not in begun
+    assert [(body["after"], body["as_of"]) for body in repeated] == [(17, as_of)] * 3
 
 
 def test_silence_ends_in_unreachable() -> None:
@@ -520,17 +541,45 @@ def csv_rows(*seqs: int) -> bytes:
 )
 def test_broken_download_is_taken_up_without_gap_or_repeat(piece: bytes, clean_end: bool) -> None:
     broken = Answer(200, jsonl(1, 2) + piece, cut=not clean_end)
-    with serving([broken, Answer(0), Answer(200, jsonl(3, 7))]) as server, client_of(server) as client:
+    answers = [broken, Answer(0), Answer(200, jsonl(3, 7)), Answer(200, b"")]
+    with serving(answers) as server, client_of(server) as client:
         assert [row["seq"] for row in client.results("p", status="blank")] == [1, 2, 3, 7]
     assert [a.query for a in server.asked] == [
         {"status": "blank", "format": "jsonl"},
         {"status": "blank", "format": "jsonl", "since": "2"},
         {"status": "blank", "format": "jsonl", "since": "2"},
+        {"status": "blank", "format": "jsonl", "since": "7"},
     ]
 
 
+def test_answer_cut_between_two_rows_is_mended() -> None:
+    # As a proxy that speaks HTTP/1.0 passes it on: the end of the connection is all there is of an end.
+    answers = [Answer(200, jsonl(1, 2), {"Next-Since": "9"}), Answer(200, jsonl(5)), Answer(200, b"")]
+    with serving(answers) as server, client_of(server) as client:
+        assert [row["seq"] for row in client.results("p")] == [1, 2, 5]
+    assert [a.query.get("since") for a in server.asked] == [None, "2", "5"]
+
+
+def test_download_ends_though_a_fleet_goes_on_storing() -> None:
+    def storing(asked: Asked) -> Answer:
+        seq = int(asked.query.get("since", 0)) + 1
+        return Answer(200, jsonl(seq), {"Next-Since": str(seq)})
+
+    with serving(storing) as server, client_of(server) as client:
+        assert [row["seq"] for row in client.results("p")] == [1, 2, 3, 4, 5]
+
+
+def test_download_does_not_end_before_all_that_was_there_has_come() -> None:
+    def cutting(asked: Asked) -> Answer:
+        seq = int(asked.query.get("since", 0)) + 1
+        return Answer(200, jsonl(seq) if seq <= 50 else b"", {"Next-Since": "50"})
+
+    with serving(cutting) as server, client_of(server) as client:
+        assert [row["seq"] for row in client.results("p")] == list(range(1, 51))
+
+
 def test_rows_arrive_as_they_were_stored() -> None:
-    with serving([Answer(200, jsonl(1))]) as server, client_of(server) as client:
+    with serving([Answer(200, jsonl(1)), Answer(200, b"")]) as server, client_of(server) as client:
         assert list(client.results("p", since=0)) == [{"seq": 1, "image": NAME}]
     assert server.asked[0].query == {"format": "jsonl", "since": "0"}
 
@@ -539,7 +588,8 @@ def test_rows_arrive_as_they_were_stored() -> None:
 def test_broken_csv_is_taken_up_byte_for_byte(piece: bytes) -> None:
     heading = b"seq,image\r\n"
     broken = Answer(200, heading + csv_rows(1, 2) + piece, cut=True)
-    with serving([broken, Answer(200, heading + csv_rows(3))]) as server, client_of(server) as client:
+    answers = [broken, Answer(200, heading + csv_rows(3)), Answer(200, heading)]
+    with serving(answers) as server, client_of(server) as client:
         records = list(client.export_records("p", schemas.ExportFormat.CSV))
     assert b"".join(record for _, record in records) == heading + csv_rows(1, 2, 3)
     assert [seq for seq, _ in records] == [None, 1, 2, 3]

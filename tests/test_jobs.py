@@ -97,6 +97,7 @@ def test_jobs_are_found_by_state_worker_and_text(admin: Client, worker: Holder) 
     assert found(text="nobody") == []
 
 
+@pytest.mark.service(janitor_seconds=0.05)
 def test_a_project_is_made_changed_and_deleted(service: RunningService, admin: Client, worker: Holder) -> None:
     with pytest.raises(ApiError, match="needs a source"):
         admin.put_project("other", ProjectSettings(priority=1))
@@ -109,7 +110,8 @@ def test_a_project_is_made_changed_and_deleted(service: RunningService, admin: C
     admin.delete_project("other")
     with pytest.raises(NotFound):
         admin.project("other")
-    assert service.sql("SELECT 1 FROM results UNION ALL SELECT 1 FROM attempts UNION ALL SELECT 1 FROM jobs") == []
+    rows = "SELECT 1 FROM results UNION ALL SELECT 1 FROM attempts UNION ALL SELECT 1 FROM jobs"
+    wait_for(lambda: service.sql(rows) == [])
     # Ids are never used again.
     admin.add_jobs(PROJECT, ["b"])
     assert worker.one(PROJECT).job_id == 2

@@ -1,5 +1,9 @@
 """The migrations make the tables that the models describe, both ways, and the tables refuse impossible rows."""
 
+import asyncio
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -9,6 +13,7 @@ from alembic import command
 from job_api import migrations, models
 from job_api.settings import StartupError
 from tests.plugins.service import run
+from tests.serving import PROGRAM, environment, wait_for
 
 
 @pytest.fixture
@@ -75,6 +80,39 @@ def test_a_step_that_the_database_refuses_is_said(url: str) -> None:
     assert fetch(url, "SELECT relname FROM pg_class WHERE relname = 'users'") == [], "nothing is left half done"
 
 
+@pytest.mark.parametrize(
+    "lock",
+    [
+        # The revision may be read, and not written.
+        "LOCK TABLE alembic_version IN SHARE ROW EXCLUSIVE MODE",
+        # What another migration holds.
+        "SELECT pg_advisory_xact_lock(hashtext('decimer-jobs'), hashtext('migration'))",
+    ],
+)
+def test_migrations_ask_again_for_a_lock(url: str, data_dir: Path, tmp_path: Path, lock: str) -> None:
+    command.downgrade(migrations.config(url), "base")
+    said = [tmp_path / str(number) for number in range(2)]
+
+    async def hold_until(condition: Callable[[], object]) -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction():
+                await connection.execute(lock)
+                started.extend(start(path) for path in said)
+                await asyncio.to_thread(wait_for, condition, 60)
+        finally:
+            await connection.close()
+
+    def start(path: Path) -> "subprocess.Popen[bytes]":
+        with path.open("wb") as file:
+            return subprocess.Popen([PROGRAM, "migrate"], env=environment(data_dir, database_url=url), stderr=file)
+
+    started: list[subprocess.Popen[bytes]] = []
+    run(hold_until(lambda: all("waits for a lock" in path.read_text() for path in said)))
+    assert [process.wait(100) for process in started] == [0, 0], [path.read_text() for path in said]
+    assert fetch(url, "SELECT version_num FROM alembic_version") == [{"version_num": migrations.head()}]
+
+
 PROJECT = "INSERT INTO projects (name, source) VALUES ('p', 's')"
 HELD = "worker_id, claim_key, lease_expires_at"
 
@@ -121,3 +159,14 @@ def test_an_attempt_that_ended_says_when_and_how(url: str) -> None:
     for half in ("ended_at = now()", "outcome = 'failed'"):
         with pytest.raises(asyncpg.CheckViolationError, match="attempts_ended_has_time_check"):
             fetch(url, PROJECT, job("state", "'queued'"), opened, f"UPDATE attempts SET {half}")  # noqa: S608
+
+
+def test_the_tables_have_the_settings_that_the_models_say(url: str) -> None:
+    wanted = {
+        table.name: sorted(f"{name}={value}" for name, value in table.dialect_options["postgresql"]["with"].items())
+        for table in models.metadata.sorted_tables
+        if table.dialect_options["postgresql"].get("with")
+    }
+    assert "autovacuum_vacuum_scale_factor=0.01" in wanted["jobs"]
+    rows = fetch(url, "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND reloptions IS NOT NULL")
+    assert {row["relname"]: sorted(row["reloptions"]) for row in rows} == wanted

@@ -1,18 +1,11 @@
-"""Results: judged row by row, each image once, read back and exported without gap or repeat."""
+"""Results: judged row by row, each image once, and read back; their export has a file of its own."""
 
-import asyncio
-import csv
-import io
-import json
-import threading
 from typing import Any
 
-import asyncpg
 import pytest
 
-from job_api import schemas
 from job_api.client import Client
-from job_api.schemas import NEXT_SINCE_HEADER, ProjectSettings, ResultStatus
+from job_api.schemas import ProjectSettings, ResultStatus
 from tests.plugins.holder import Holder, result
 from tests.plugins.service import RunningService
 
@@ -97,146 +90,6 @@ def test_a_batch_sent_twice_is_stored_once(service: RunningService, worker: Hold
     service.assert_counters_equal_recount()
 
 
-ODD_NAMES = [
-    "with space.png",
-    "Größe.png",
-    "分子.png",
-    "new\nline.png",
-    'quote"comma,.png',
-    "per%20cent+plus#hash.png",
-    "back\\slash.png",
-    "deep/er/and deeper/x.png",
-    "=1+1.png",
-    "'.png",
-]
-
-
-def test_every_field_and_odd_name_comes_back_as_it_was_sent(worker: Holder, admin: Client) -> None:
-    lease = worker.claim(PROJECT, max_jobs=3)[2]
-    full = schemas.NewResult(
-        image="full.png",
-        status=ResultStatus.RECOGNISED,
-        image_sha256="ab" * 32,
-        width=512,
-        height=300,
-        frames=2,
-        smiles='C[C@@H]("\\/',
-        confidence=0.123456789012345678,
-        confidence_mean=1.0,
-        confidence_min=1e-300,
-        n_tokens=40,
-        truncated=True,
-        is_valid=False,
-        canonical_smiles="C",
-        inchikey="VNWKTOKETHGBQD-UHFFFAOYSA-N",
-        formula="CH4",
-        flags=["has_rgroup", "truncated"],
-        duration_ms=1234,
-    )
-    bad = result("bad.png", "unreadable", error_message='line 1\nline "2", and\ttab')
-    run = {"engine_version": "2.8.1", "weights": "miniature", "weights_sha256": "cd" * 32, "snapshot": "abc-dirty"}
-    worker.post(lease, rows=[full, bad, *map(result, ODD_NAMES)], **run)
-    rows = {row["image"]: row for row in exported(admin)}
-    assert set(rows) == {"full.png", "bad.png", *ODD_NAMES}
-    got = rows["full.png"]
-    for name, value in full.model_dump(mode="json").items():
-        assert got[name] == value, name
-    assert {name: got[name] for name in run} == run
-    assert (got["worker_id"], got["job_id"], got["lease_seq"], got["run"]) == (worker.worker_id, lease.job_id, 1, 1)
-    assert (got["project"], got["directory"]) == (PROJECT, "Größe & Söhne (Müller 2019)")
-    with admin.export(PROJECT, format="csv") as answer:
-        text = answer.read().decode()
-    table = {row["image"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
-    assert list(next(csv.reader(io.StringIO(text)))) == list(schemas.Result.model_fields)
-    for image, row in rows.items():
-        for name, value in row.items():
-            text_value = table[image][name]
-            if value is None:
-                assert text_value == ""
-            elif isinstance(value, bool):
-                assert text_value == str(value).lower()
-            elif isinstance(value, float):
-                assert float(text_value) == value
-            elif isinstance(value, list):
-                assert text_value.split(";") == value or (not value and text_value == "")
-            else:
-                assert text_value == str(value)
-
-
-def test_filters(worker: Holder, admin: Client) -> None:
-    first, second = worker.claim(PROJECT, max_jobs=2)
-    worker.post(first, rows=[result("1.png"), result("2.png", "blank"), result("3.png", "crashed")])
-    worker.post(second, "4.png")
-
-    def images(**filters: Any) -> list[str]:
-        return [row["image"] for row in exported(admin, **filters)]
-
-    assert images() == ["1.png", "2.png", "3.png", "4.png"]
-    assert images(status="blank") == ["2.png"]
-    assert images(status=["blank", "crashed"]) == ["2.png", "3.png"]
-    assert images(directory="b") == ["4.png"]
-    assert images(since=exported(admin)[1]["seq"]) == ["3.png", "4.png"]
-
-
-def next_since(client: Client, since: int) -> tuple[list[str], int]:
-    with client.export(PROJECT, format="jsonl", since=since) as answer:
-        rows = [json.loads(line) for line in answer.read().decode().splitlines()]
-        return [row["image"] for row in rows], int(answer.headers[NEXT_SINCE_HEADER])
-
-
-def test_since_gives_what_was_stored_or_replaced_after(worker: Holder, admin: Client) -> None:
-    lease = worker.one(PROJECT)
-    worker.post(lease, "1.png", "2.png")
-    images, since = next_since(admin, 0)
-    assert images == ["1.png", "2.png"]
-    assert next_since(admin, since) == ([], since)
-    worker.release(lease)
-    for other in worker.claim(PROJECT, max_jobs=3):
-        if other.job_id == lease.job_id:
-            worker.post(other, "2.png", "3.png")
-    images, since = next_since(admin, since)
-    assert images == ["2.png", "3.png"]
-    assert next_since(admin, since) == ([], since)
-
-
-def test_the_export_never_runs_past_a_writer_that_has_not_committed(
-    service: RunningService, worker: Holder, admin: Client
-) -> None:
-    first, second = worker.claim(PROJECT, max_jobs=2)
-    worker.post(first, "before.png")
-    _, since = next_since(admin, 0)
-    blocked, release = threading.Event(), threading.Event()
-
-    async def block_the_counters() -> None:
-        connection = await asyncpg.connect(service.database_url)
-        async with connection.transaction():
-            await connection.execute("LOCK TABLE project_slots IN ACCESS EXCLUSIVE MODE")
-            blocked.set()
-            await asyncio.to_thread(release.wait)
-        await connection.close()
-
-    blocker = threading.Thread(target=lambda: asyncio.run(block_the_counters()))
-    # The slow writer has taken its numbers and waits for the counters; a fast one of another job comes after it.
-    slow = threading.Thread(target=lambda: worker.post(first, "slow.png"))
-    blocker.start()
-    blocked.wait()
-    slow.start()
-    writers = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
-    while not service.sql(writers):
-        pass
-    insert = """
-        INSERT INTO results (job_id, image, engine, project_id, provenance_id, lease_seq, run, status)
-        SELECT $1, 'fast.png', engine, project_id, provenance_id, 1, 1, 'blank' FROM results LIMIT 1"""
-    service.sql(insert, second.job_id)
-    images, newer = next_since(admin, since)
-    assert images == [], "the fast row lies behind one that is not there yet"
-    release.set()
-    blocker.join()
-    slow.join()
-    images, _ = next_since(admin, newer)
-    assert sorted(images) == ["fast.png", "slow.png"]
-
-
 def test_a_rerun_keeps_rows_until_they_are_replaced(service: RunningService, worker: Holder, admin: Client) -> None:
     lease = worker.one(PROJECT)
     worker.complete(lease, 2, "1.png", "2.png")
@@ -272,14 +125,3 @@ def test_rows_of_a_job_come_in_pages(worker: Holder, admin: Client) -> None:
     assert [row.image for row in admin.job_results(PROJECT, lease.job_id)] == names
     assert worker.images_done(lease) == names
     assert [job.directory for job in admin.jobs(PROJECT, limit=1)] == ["a", "b", "Größe & Söhne (Müller 2019)"]
-
-
-def test_an_export_longer_than_a_page_is_whole(service: RunningService, worker: Holder, admin: Client) -> None:
-    lease = worker.one(PROJECT)
-    for start in range(0, 5000, 1000):
-        worker.post(lease, *(f"{number:05}.png" for number in range(start, start + 1000)))
-    rows = exported(admin)
-    assert [row["image"] for row in rows] == [f"{number:05}.png" for number in range(5000)]
-    with admin.export(PROJECT, format="csv") as answer:
-        assert answer.headers["content-encoding"] == "gzip"
-        assert len(list(csv.DictReader(io.StringIO(answer.read().decode())))) == 5000

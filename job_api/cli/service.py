@@ -1,7 +1,5 @@
 """`job-api serve` and `job-api migrate`: what needs the `api` extra, imported only when they run."""
 
-import logging
-import os
 import socket
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +29,9 @@ def _settings(**given: object) -> "Settings":
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [env: JOB_API_HOST; 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port, 0 for any free one. [env: JOB_API_PORT; 8800]")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=256, help="API processes on the port. [env: JOB_API_PROCESSES; 1]")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
 ) -> None:
     """Run the service until it is told to stop (Ctrl-C or SIGTERM).
@@ -38,47 +39,26 @@ def serve(
     The database is embedded in JOB_API_DATA_DIR unless JOB_API_DATABASE_URL names a PostgreSQL server. The first
     start makes the user `admin` and says where its password lies. Further settings, all in the environment:
     JOB_API_LEASE_SECONDS, JOB_API_HEARTBEAT_SECONDS, JOB_API_SWEEP_SECONDS, JOB_API_BACKOFF_SECONDS,
-    JOB_API_MAX_BODY_BYTES, JOB_API_POOL_SIZE, JOB_API_TOKEN_SECONDS.
+    JOB_API_MAX_BODY_BYTES, JOB_API_POOL_SIZE, JOB_API_TOKEN_SECONDS, JOB_API_JANITOR_SECONDS, JOB_API_KEEP_LOG_DAYS,
+    JOB_API_KEEP_LOG_LINES, JOB_API_KEEP_ATTEMPT_DAYS, JOB_API_KEEP_WORKER_DAYS, JOB_API_KEEP_TOKEN_DAYS.
     """
-    settings = _settings(host=host, port=port)
-    import uvicorn
+    settings = _settings(host=host, port=port, processes=processes)
+    from job_api.processes import serve_all
+    from job_api.server import begin_log, say_address
+    from job_api.server import serve as serve_alone
+    from job_api.settings import StartupError
 
-    from job_api.main import create_app
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    begin_log()
     listener = _listen(settings.host, settings.port)
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=verbose,
-        timeout_graceful_shutdown=10,
-        server_header=False,
-        # What a client says of its own address counts only from a proxy that uvicorn was told of.
-        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
-    )
-    address, bound = listener.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                logging.getLogger("job_api").info("serving http://%s:%d, API documentation at /docs", shown, bound)
-
-    # Why a start failed is said once, below, in a sentence; uvicorn would show a traceback.
-    logging.getLogger("uvicorn.error").addFilter(lambda _: not hasattr(app.state, "startup_error"))
     try:
-        Server(config).run(sockets=[listener])
+        if settings.processes > 1:
+            serve_all(settings, listener, access_log=verbose)
+        else:
+            serve_alone(settings, listener, ready=lambda: say_address(listener), access_log=verbose)
     except KeyboardInterrupt:
         pass
-    except SystemExit:
-        if not hasattr(app.state, "startup_error"):
-            raise
-        raise SystemExit(f"job-api: {app.state.startup_error}") from None
+    except StartupError as error:
+        raise SystemExit(f"job-api: {error}") from None
     finally:
         listener.close()
 

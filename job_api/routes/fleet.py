@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from job_api import fleet, projects, queue
-from job_api.counters import Tally
 from job_api.errors import LeaseLost, NotFound
 from job_api.queue import LeaseKey
 from job_api.routes.context import (
@@ -18,6 +17,7 @@ from job_api.routes.context import (
     Service,
     ServiceDep,
     WorkerPath,
+    door,
     link_next,
     route,
 )
@@ -34,7 +34,7 @@ from job_api.schemas import (
     WorkerState,
 )
 
-router = APIRouter(prefix="/v4", tags=["workers"])
+router = door("/v4", "workers")
 
 
 @router.get("/workers", **route(Role.READ, unbound=True))
@@ -83,22 +83,19 @@ async def goodbye(running: ServiceDep, principal: CallerDep, worker_id: WorkerPa
         leases = await fleet.say_goodbye(connection, worker_id)
     # One transaction each: a transaction locks jobs before counters, and counters of one project only.
     for lease in leases:
-        key = LeaseKey(lease["project_id"], lease["id"], worker_id, lease["lease_seq"])
-        await _release(running, key)
-    running.bell.ring()
+        await _release(running, LeaseKey(lease["project"], lease["id"], worker_id, lease["lease_seq"]))
 
 
 async def _release(running: Service, key: LeaseKey) -> None:
-    async with running.database.transaction() as connection:
-        tally = Tally()
-        try:
-            held = await queue.hold(connection, key, tally, running.pace)
-        except (LeaseLost, NotFound):
-            # It ran out, and somebody else has the job, a moment ago.
-            return
-        if held["outcome"] is None:
-            await queue.release(connection, held, "goodbye", "", tally=tally, pace=running.pace)
-        await tally.settle(connection, key.project_id)
+    try:
+        async with running.database.transaction() as connection:
+            held = await queue.hold(connection, key, running.pace)
+            if held["outcome"] is None:
+                await queue.release(connection, held, "goodbye", "", pace=running.pace)
+    except (LeaseLost, NotFound):
+        # It ran out, and somebody else has the job, a moment ago.
+        return
+    running.claims.forget(key.project, held["priority"])
 
 
 async def _steer(running: Service, worker_id: str, state: WorkerState) -> Worker:

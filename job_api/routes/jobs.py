@@ -1,13 +1,12 @@
 """Endpoints about jobs, for people: adding, browsing, steering."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
-from job_api import projects, queue, results
+from job_api import projects, queue, results, steering
 from job_api.counters import Tally
-from job_api.db import Connection
 from job_api.routes.context import (
     AfterIdQuery,
     AfterNameQuery,
@@ -16,14 +15,27 @@ from job_api.routes.context import (
     ProjectPath,
     Service,
     ServiceDep,
+    door,
     link_next,
     route,
 )
-from job_api.schemas import Job, JobDetail, JobsAdded, JobState, NewJobs, Page, Rerun, Result, Role
+from job_api.schemas import (
+    Job,
+    JobAction,
+    JobDetail,
+    JobsActed,
+    JobsAction,
+    JobsAdded,
+    JobState,
+    NewJobs,
+    Page,
+    Rerun,
+    Result,
+    ResultStatus,
+    Role,
+)
 
-router = APIRouter(prefix="/v4/{project}/jobs", tags=["jobs"])
-
-Action = Callable[[Connection, int, int, Tally], Awaitable[None]]
+router = door("/v4/{project}/jobs", "jobs")
 
 
 @router.post("", **route(Role.SUBMIT, 404, 413))
@@ -32,7 +44,7 @@ async def add_jobs(running: ServiceDep, project: ProjectPath, new: NewJobs) -> J
     async with running.database.transaction() as connection:
         project_id = await projects.project_id(connection, project)
         added = await queue.add(connection, project_id, new.directories, new.priority)
-    running.bell.ring()
+    running.claims.forget(project, new.priority)
     return JobsAdded(added=added, present=len(new.directories) - added)
 
 
@@ -86,40 +98,57 @@ async def job_results(
     return Page(items=items)
 
 
-async def _act(running: Service, project: str, job_id: int, action: Action) -> Job:
+@router.post("/actions", **route(Role.SUBMIT, 404, 413))
+async def act_on_jobs(running: ServiceDep, project: ProjectPath, wanted: JobsAction) -> JobsActed:
+    """Cancel, retry, rerun, force-release or delete all jobs that a filter names, or count them (`dry_run`).
+
+    Works for a few seconds, in the order of the jobs' ids, and says as `next` where it came to; ask again with that as
+    `after`, and with the `as_of` of the first answer, until `next` is null. What was done stays done. Asking for the
+    same part again with `as_of` changes nothing twice.
+    """
+    async with running.database.connection() as connection:
+        project_id = await projects.project_id(connection, project)
+    acted = await steering.steer_many(running.database, project_id, wanted)
+    running.claims.forget(project)
+    return acted
+
+
+async def _act(
+    running: Service,
+    project: str,
+    job_id: int,
+    action: JobAction,
+    statuses: Sequence[ResultStatus] | None = None,
+) -> Job:
     async with running.database.transaction() as connection:
         project_id = await projects.project_id(connection, project)
         tally = Tally()
-        await action(connection, project_id, job_id, tally)
+        await steering.steer(connection, project_id, job_id, action, tally, statuses=statuses)
         await tally.settle(connection, project_id)
         job = await projects.job(connection, project_id, job_id)
-    running.bell.ring()
+    running.claims.forget(project)
     return job
 
 
 @router.post("/{job_id}/cancel", **route(Role.SUBMIT, 404, 409))
 async def cancel_job(running: ServiceDep, project: ProjectPath, job_id: JobPath) -> Job:
     """Cancel an unfinished job; a worker that holds it loses it."""
-    return await _act(running, project, job_id, queue.cancel)
+    return await _act(running, project, job_id, JobAction.CANCEL)
 
 
 @router.post("/{job_id}/retry", **route(Role.SUBMIT, 404, 409))
 async def retry_job(running: ServiceDep, project: ProjectPath, job_id: JobPath) -> Job:
     """Queue a failed or cancelled job again, its charges forgotten."""
-    return await _act(running, project, job_id, queue.retry)
+    return await _act(running, project, job_id, JobAction.RETRY)
 
 
 @router.post("/{job_id}/rerun", **route(Role.SUBMIT, 404, 409))
 async def rerun_job(running: ServiceDep, project: ProjectPath, job_id: JobPath, which: Rerun) -> Job:
     """Queue a finished job again: all its images, or those whose result has one of the given statuses."""
-
-    async def rerun(connection: Connection, project_id: int, job: int, tally: Tally) -> None:
-        await queue.rerun(connection, project_id, job, which.statuses, tally)
-
-    return await _act(running, project, job_id, rerun)
+    return await _act(running, project, job_id, JobAction.RERUN, which.statuses)
 
 
 @router.post("/{job_id}/force-release", **route(Role.SUBMIT, 404, 409))
 async def force_release_job(running: ServiceDep, project: ProjectPath, job_id: JobPath) -> Job:
     """Take a claimed job from its worker and queue it again, uncharged."""
-    return await _act(running, project, job_id, queue.force_release)
+    return await _act(running, project, job_id, JobAction.FORCE_RELEASE)

@@ -1,17 +1,13 @@
 """Endpoints for workers: claiming jobs, and writing through a lease."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
-from job_api import fleet, projects, queue, results
+from job_api import projects, queue, results
 from job_api.auth import Principal
-from job_api.counters import Tally
-from job_api.db import Connection
 from job_api.errors import ResultsMissing
 from job_api.queue import LeaseKey
 from job_api.routes.context import (
@@ -22,7 +18,9 @@ from job_api.routes.context import (
     ProjectPath,
     Service,
     ServiceDep,
+    at_work,
     caller_of,
+    door,
     link_next,
     route,
 )
@@ -33,10 +31,9 @@ from job_api.schemas import (
     Claimed,
     ClaimRequest,
     Complete,
-    EngineRun,
     Fail,
-    Heartbeat,
     Held,
+    JobState,
     Lease,
     LeaseEnded,
     NewResults,
@@ -48,10 +45,12 @@ from job_api.schemas import (
     WorkerId,
 )
 
-router = APIRouter(prefix="/v4", tags=["workers' leases"])
+T = TypeVar("T")
 
-# Another API process may have queued something without ringing this one's bell.
-LOOK_AGAIN_SECONDS = 1.0
+router = door("/v4", "workers' leases")
+
+# A claim that is answered at once has its client on the line.
+SURELY_THERE_SECONDS = 0.01
 
 _CLAIM = route(
     Role.WORKER,
@@ -74,50 +73,66 @@ _CLAIM = route(
 
 
 @router.post("/claim", **_CLAIM)
-async def claim_any(request: Request, running: ServiceDep, principal: CallerDep, wanted: ClaimRequest) -> Any:
+async def claim_any(request: Request, wanted: ClaimRequest) -> Any:
     """Claim jobs of the project with the highest priority that the caller may see; equals share.
 
     Waits up to `wait_seconds` for one. The same `claim_key` again gives the same leases again.
     """
+    running, principal = at_work(request)
     return await _claim(request, running, principal, principal.project, wanted)
 
 
 @router.post("/{project}/claim", **_CLAIM)
-async def claim_of_project(
-    request: Request, running: ServiceDep, principal: CallerDep, project: ProjectPath, wanted: ClaimRequest
-) -> Any:
+async def claim_of_project(request: Request, project: ProjectPath, wanted: ClaimRequest) -> Any:
     """Claim jobs of one project. As `POST /v4/claim` otherwise."""
+    running, principal = at_work(request)
     return await _claim(request, running, principal, project, wanted)
 
 
 async def _claim(
     request: Request, running: Service, principal: Principal, project: str | None, wanted: ClaimRequest
 ) -> Claimed | Response:
+    began = time.monotonic()
+    leases = await running.claims.claim(principal.owner, project, wanted)
+    if not leases and wanted.wait_seconds > 0:
+        leases = await _wait_for_jobs(request, running, project, wanted)
+    if not leases:
+        async with running.database.connection() as connection:
+            project_id = None if project is None else await projects.project_id(connection, project)
+            pending = await queue.pending(connection, project_id)
+        return Response(status_code=204, headers={PENDING_JOBS_HEADER: str(pending), "Retry-After": "1"})
+    if time.monotonic() - began > SURELY_THERE_SECONDS and await request.is_disconnected():
+        await queue.undo_claim(running.database, wanted.worker_id, leases, running.pace)
+    return Claimed(leases=leases)
+
+
+async def _wait_for_jobs(request: Request, running: Service, project: str | None, wanted: ClaimRequest) -> list[Lease]:
+    """Claim whenever jobs may have been queued, until there are some, the time is up or the client has gone."""
     deadline = time.monotonic() + wanted.wait_seconds
-    pending = 0
-    while not await request.is_disconnected():
-        # Asked at each look: the token may have been revoked while the claim waited.
-        await caller_of(request, running)
-        leases, pending = await _claim_once(running, principal, project, wanted)
-        left = deadline - time.monotonic()
-        if leases:
-            return Claimed(leases=leases)
-        if left <= 0:
-            break
-        await running.bell.wait(min(left, LOOK_AGAIN_SECONDS))
-    return Response(status_code=204, headers={PENDING_JOBS_HEADER: str(pending), "Retry-After": "1"})
+    gone = asyncio.create_task(_hung_up(request))
+    with running.room.seat(project) as seat:
+        gone.add_done_callback(lambda _: seat.call())
+        try:
+            while not gone.done():
+                # Asked at each look: the token may have been revoked while the claim waited.
+                principal = await caller_of(request, running)
+                leases = await running.claims.claim(principal.owner, project, wanted)
+                seat.has_looked()
+                if leases:
+                    # Where one job was there may be more.
+                    running.room.ring(leases[0].project, 1)
+                    return leases
+                if running.room.closed or not await seat.wait(deadline - time.monotonic()):
+                    return []
+                seat.sit_down_again()
+        finally:
+            gone.cancel()
+    return []
 
 
-async def _claim_once(
-    running: Service, principal: Principal, project: str | None, wanted: ClaimRequest
-) -> tuple[list[Lease], int]:
-    async with running.database.transaction() as connection:
-        project_id = None if project is None else await projects.project_id(connection, project)
-        seen = Heartbeat(hostname=wanted.hostname, version=wanted.version)
-        state = await fleet.touch(connection, wanted.worker_id, principal.owner, seen)
-        fleet.require_running(wanted.worker_id, state)
-        leases = await queue.claim(connection, project_id, wanted, running.pace)
-        return leases, 0 if leases else await queue.pending(connection, project_id)
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @router.get("/{project}/jobs/{job_id}/images-done", **route(Role.WORKER, 404, 409))
@@ -134,51 +149,67 @@ async def images_done(
     limit: LimitQuery = MAX_PAGE_SIZE,
 ) -> Page[str]:
     """Images of a leased job that need no work, by name."""
-    async with _write(running, principal, project, job_id, Held(worker_id=worker_id, lease_seq=lease_seq)) as write:
-        queue.require_open(write.held)
-        items = await results.images_done(write.connection, job_id, after, limit)
+    key = await _key(running, principal, project, job_id, Held(worker_id=worker_id, lease_seq=lease_seq))
+    async with running.database.transaction() as connection:
+        queue.require_open(await queue.hold(connection, key, running.pace))
+        items = await results.images_done(connection, job_id, after, limit)
     link_next(request, response, items, limit, after=items[-1] if items else "")
     return Page(items=items)
 
 
 @router.post("/{project}/jobs/{job_id}/results", **route(Role.WORKER, 404, 409, 413))
-async def post_results(
-    running: ServiceDep, principal: CallerDep, project: ProjectPath, job_id: JobPath, new: NewResults
-) -> ResultsStored:
+async def post_results(request: Request, project: ProjectPath, job_id: JobPath, new: NewResults) -> ResultsStored:
     """Store a batch of rows, judged one by one: refused ones are named, the others stored.
 
     A newer lease replaces an image's row; within one lease the first row stays.
     """
+    running, principal = at_work(request)
+    key = await _key(running, principal, project, job_id, new)
     batch = results.judge(new.rows, new.run)
-    async with _write(running, principal, project, job_id, new) as write:
-        queue.require_open(write.held)
-        stored = await _store(running, write, batch, new.run)
-    _remember(running, write, new.run)
+    stored, provenance_id = None, running.provenances.known(key.worker_id, new.run)
+    if provenance_id is not None:
+        async with running.database.connection() as connection:
+            stored = await results.store(connection, key, batch, provenance_id)
+    if stored is None:
+        async with running.database.transaction() as connection:
+            queue.require_open(await queue.hold(connection, key, running.pace))
+            provenance_id = await running.provenances.find(connection, key.worker_id, new.run)
+            stored = _certain(await results.store(connection, key, batch, provenance_id))
+        running.provenances.remember(key.worker_id, new.run, provenance_id)
     return stored
 
 
 @router.post("/{project}/jobs/{job_id}/complete", **route(Role.WORKER, 404, 409, 413))
-async def complete_job(
-    running: ServiceDep, principal: CallerDep, project: ProjectPath, job_id: JobPath, done: Complete
-) -> LeaseEnded:
+async def complete_job(request: Request, project: ProjectPath, job_id: JobPath, done: Complete) -> LeaseEnded:
     """End a lease whose images are all stored; the last rows may ride along.
 
     409 `results-missing` when fewer rows are stored than images were listed; the rows that came along stay.
     """
+    running, principal = at_work(request)
+    key = await _key(running, principal, project, job_id, done)
     batch = results.judge(done.rows, done.run)
+    ended = LeaseEnded(job_id=job_id, state=JobState.COMPLETED, outcome=Outcome.COMPLETED, refused=batch.refused)
+    provenance_id = running.provenances.known(key.worker_id, done.run)
+    if provenance_id is not None or not batch.rows:
+        # Two statements that need no common transaction: rows stay, also where the job is not completed.
+        async with running.database.connection() as connection:
+            stored = not batch.rows or await results.store(connection, key, batch, provenance_id or 0) is not None
+            if stored and await queue.complete(connection, key, done.image_count):
+                return ended
     missing: ResultsMissing | None = None
-    async with _write(running, principal, project, job_id, done) as write:
-        if write.held["outcome"] is None:
-            await _store(running, write, batch, done.run)
-        try:
-            state = await queue.complete(write.connection, write.held, done.image_count, write.tally)
-        except ResultsMissing as refusal:
-            # The rows that came along are good and stay.
-            missing = refusal
-    _remember(running, write, done.run)
+    async with running.database.transaction() as connection:
+        held = await queue.hold(connection, key, running.pace)
+        if held["outcome"] == Outcome.COMPLETED:
+            return ended
+        queue.require_open(held)
+        provenance_id = await running.provenances.find(connection, key.worker_id, done.run)
+        await results.store(connection, key, batch, provenance_id)
+        if not await queue.complete(connection, key, done.image_count):
+            missing = await queue.results_missing(connection, job_id, done.image_count)
+    running.provenances.remember(key.worker_id, done.run, provenance_id)
     if missing is not None:
         raise missing
-    return LeaseEnded(job_id=job_id, state=state, outcome=Outcome.COMPLETED, refused=batch.refused)
+    return ended
 
 
 @router.post("/{project}/jobs/{job_id}/fail", **route(Role.WORKER, 404, 409))
@@ -186,15 +217,11 @@ async def fail_job(
     running: ServiceDep, principal: CallerDep, project: ProjectPath, job_id: JobPath, failure: Fail
 ) -> LeaseEnded:
     """End a lease whose job cannot be done; it backs off and is tried again, or has failed for good."""
-    async with _write(running, principal, project, job_id, failure) as write:
+    key = await _key(running, principal, project, job_id, failure)
+    async with running.database.transaction() as connection:
+        held = await queue.hold(connection, key, running.pace)
         state = await queue.fail(
-            write.connection,
-            write.held,
-            failure.reason,
-            failure.message,
-            retryable=failure.retryable,
-            tally=write.tally,
-            pace=running.pace,
+            connection, held, failure.reason, failure.message, retryable=failure.retryable, pace=running.pace
         )
     return LeaseEnded(job_id=job_id, state=state, outcome=Outcome.FAILED)
 
@@ -204,43 +231,22 @@ async def release_job(
     running: ServiceDep, principal: CallerDep, project: ProjectPath, job_id: JobPath, given: Release
 ) -> LeaseEnded:
     """Give a job back uncharged."""
-    async with _write(running, principal, project, job_id, given) as write:
-        state = await queue.release(
-            write.connection, write.held, given.reason, given.message, tally=write.tally, pace=running.pace
-        )
-    running.bell.ring()
+    key = await _key(running, principal, project, job_id, given)
+    async with running.database.transaction() as connection:
+        held = await queue.hold(connection, key, running.pace)
+        state = await queue.release(connection, held, given.reason, given.message, pace=running.pace)
+    running.claims.forget(project, held["priority"])
     return LeaseEnded(job_id=job_id, state=state, outcome=Outcome.RELEASED)
 
 
-@dataclass
-class Write:
-    """A write by the holder of a lease, in its transaction."""
-
-    connection: Connection
-    held: dict[str, Any]
-    tally: Tally
-    provenance_id: int | None = None
-
-
-@asynccontextmanager
-async def _write(
-    running: Service, principal: Principal, project: str, job_id: int, holder: Held
-) -> AsyncIterator[Write]:
-    """One transaction, fenced at its begin, its counters settled at its end."""
+async def _key(running: Service, principal: Principal, project: str, job_id: int, holder: Held) -> LeaseKey:
+    """What the caller writes through; refuses one that acts for somebody else's worker."""
     await running.authenticator.own_worker(principal, holder.worker_id)
-    async with running.database.transaction() as connection:
-        project_id = await projects.project_id(connection, project)
-        key = LeaseKey(project_id, job_id, holder.worker_id, holder.lease_seq)
-        tally = Tally()
-        yield Write(connection, await queue.hold(connection, key, tally, running.pace), tally)
-        await tally.settle(connection, project_id)
+    return LeaseKey(project, job_id, holder.worker_id, holder.lease_seq)
 
 
-async def _store(running: Service, write: Write, batch: results.Batch, run: EngineRun) -> ResultsStored:
-    write.provenance_id = await running.provenances.find(write.connection, write.held["worker_id"], run)
-    return await results.store(write.connection, write.held, batch, write.provenance_id, write.tally)
-
-
-def _remember(running: Service, write: Write, run: EngineRun) -> None:
-    if write.provenance_id is not None:
-        running.provenances.remember(write.held["worker_id"], run, write.provenance_id)
+def _certain(answer: T | None) -> T:
+    """What a statement answers of a lease that this transaction holds."""
+    if answer is None:
+        raise RuntimeError("a lease that was held and locked is not held")
+    return answer

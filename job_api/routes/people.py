@@ -2,14 +2,23 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import Path, Request, Response
 
 from job_api import auth
 from job_api.errors import Forbidden
-from job_api.routes.context import AfterIdQuery, AfterNameQuery, CallerDep, LimitQuery, ServiceDep, link_next, route
+from job_api.routes.context import (
+    AfterIdQuery,
+    AfterNameQuery,
+    CallerDep,
+    LimitQuery,
+    ServiceDep,
+    door,
+    link_next,
+    route,
+)
 from job_api.schemas import MAX_INT8, IssuedToken, Name, NewToken, NewUser, Page, Role, Token, User
 
-router = APIRouter(prefix="/v4", tags=["users and tokens"])
+router = door("/v4", "users and tokens")
 
 
 @router.post("/token", **route(None))

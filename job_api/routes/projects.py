@@ -1,12 +1,21 @@
 """Endpoints about projects."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from job_api import projects
-from job_api.routes.context import AfterNameQuery, CallerDep, LimitQuery, ProjectPath, ServiceDep, link_next, route
+from job_api.routes.context import (
+    AfterNameQuery,
+    CallerDep,
+    LimitQuery,
+    ProjectPath,
+    ServiceDep,
+    door,
+    link_next,
+    route,
+)
 from job_api.schemas import Page, Project, ProjectName, ProjectSettings, ProjectStatus, Role
 
-router = APIRouter(prefix="/v4", tags=["projects"])
+router = door("/v4", "projects")
 
 
 @router.get("/projects", **route(Role.READ))
@@ -29,7 +38,9 @@ async def list_projects(
 async def put_project(running: ServiceDep, project: ProjectName, settings: ProjectSettings) -> Project:
     """Create a project, or change the given settings of an existing one."""
     async with running.database.transaction() as connection:
-        return await projects.put(connection, project, settings)
+        put = await projects.put(connection, project, settings)
+    running.claims.forget(project)
+    return put
 
 
 @router.get("/{project}", **route(Role.READ, 404))
@@ -56,7 +67,7 @@ async def pause_project(running: ServiceDep, project: ProjectPath) -> Project:
 @router.post("/{project}/resume", **route(Role.SUBMIT, 404))
 async def resume_project(running: ServiceDep, project: ProjectPath) -> Project:
     """Hand out jobs again."""
-    async with running.database.connection() as connection:
+    async with running.database.transaction() as connection:
         resumed = await projects.pause(connection, project, paused=False)
-    running.bell.ring()
+    running.claims.forget(project)
     return resumed

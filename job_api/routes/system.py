@@ -1,15 +1,19 @@
 """Endpoints about the service itself."""
 
-from fastapi import APIRouter, Response
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from fastapi import Response
 from fastapi.responses import PlainTextResponse
 
 from job_api import metrics
 from job_api.errors import JobApiError
-from job_api.routes.context import ProblemAnswer, ServiceDep, route
+from job_api.routes.context import ProblemAnswer, ServiceDep, door, route
 from job_api.schemas import Limits, ServerInfo
 from job_api.version import VERSION
 
-router = APIRouter(tags=["service"])
+router = door("", "service")
 
 
 @router.get("/v4", **route(None))
@@ -41,10 +45,9 @@ async def readyz(running: ServiceDep) -> str:
 @router.get("/metrics", response_class=PlainTextResponse)
 async def prometheus_metrics(running: ServiceDep) -> Response:
     """Counters and gauges in the Prometheus text format; those of the queue are left out while the database is away."""
-    try:
+    queue: Mapping[str, Any] = {}
+    with suppress(JobApiError):
         async with running.database.connection() as connection:
-            await metrics.gauge_queue(connection)
-    except JobApiError:
-        metrics.forget_queue()
-    body, content_type = metrics.exposition()
+            queue = await metrics.read_queue(connection)
+    body, content_type = metrics.exposition(queue)
     return Response(body, media_type=content_type)

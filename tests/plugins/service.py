@@ -1,6 +1,7 @@
 """A real service on a real PostgreSQL for each test: its own database, cloned from a migrated template."""
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
@@ -8,15 +9,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from job_api import migrations, schemas
 from job_api.client import Client
@@ -25,11 +27,22 @@ from job_api.db import Database
 from job_api.embedded import EmbeddedPostgres
 from job_api.main import PASSWORD_FILE, create_app
 from job_api.settings import Settings
+from job_api.waiting import WaitingRoom
 
-TEMPLATE = "decimer_jobs_template"
+SERVER_VARIABLE = "TEST_DATABASE_URL"
+
+# Whoever ends tells what it counted.
+END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = $1"
 START_SECONDS = 30.0
 
 T = TypeVar("T")
+
+
+def pytest_report_header() -> str:
+    """Say on which server the tests run."""
+    return f"PostgreSQL: {'that of ' + SERVER_VARIABLE if os.environ.get(SERVER_VARIABLE) else 'embedded'}"
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -46,9 +59,44 @@ async def _execute(url: str, *statements: str) -> None:
         await connection.close()
 
 
+async def sql_of(url: str, statement: str, *arguments: Any) -> list[dict[str, Any]]:
+    """Rows straight from a database."""
+    connection = await asyncpg.connect(url)
+    try:
+        return [dict(row) for row in await connection.fetch(statement, *arguments)]
+    finally:
+        await connection.close()
+
+
+async def count_deadlocks(server_url: str, name: str) -> int:
+    """How many deadlocks a database has had; ends all its sessions."""
+    connection = await asyncpg.connect(server_url)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while await connection.fetchval(SESSIONS, name):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the sessions of {name} do not end")
+            await connection.fetch(END_SESSIONS, name)
+            await asyncio.sleep(0.005)
+        deadlocks: int = await connection.fetchval(DEADLOCKS, name)
+        return deadlocks
+    finally:
+        await connection.close()
+
+
 def database_url(server_url: str, name: str) -> str:
     """The URL of another database on the same server."""
     return urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+
+
+def as_user(url: str, user: str, password: str) -> str:
+    """The URL with another login."""
+    parts = urlsplit(url)
+    rest = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("user", "password")]
+    if not parts.netloc:
+        return urlunsplit(parts._replace(query=urlencode([*rest, ("user", user), ("password", password)])))
+    hosts = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password)}@{hosts}", query=urlencode(rest)))
 
 
 @contextmanager
@@ -72,42 +120,66 @@ def data_dir() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="session")
-def postgres_directory() -> Iterator[Path]:
-    with _short_directory() as path:
-        yield path
+@contextmanager
+def _own_server() -> Iterator[str]:
+    """A PostgreSQL of this test process alone."""
+    with _short_directory() as directory:
+        embedded = EmbeddedPostgres(directory)
+        embedded.start()
+        try:
+            # The server lives as long as the tests: what a power cut would cost does not matter. Who waits for another
+            # in a circle hears of it soon, and does so in each test that makes it possible.
+            settings = ("fsync = off", "deadlock_timeout = '100ms'")
+            run(_execute(embedded.url, *(f"ALTER SYSTEM SET {setting}" for setting in settings)))
+            run(_execute(embedded.url, "SELECT pg_reload_conf()"))
+            yield embedded.url
+        finally:
+            embedded.stop()
 
 
 @pytest.fixture(scope="session")
-def postgres_url(postgres_directory: Path) -> Iterator[str]:
-    """A PostgreSQL server for this test process, with a migrated template database."""
-    embedded = EmbeddedPostgres(postgres_directory)
-    embedded.start()
-    try:
-        url = embedded.url
-        # The server lives as long as the tests: what a power cut would cost does not matter.
-        run(_execute(url, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET max_connections = 300"))
-        run(_execute(url, "SELECT pg_reload_conf()", f"CREATE DATABASE {TEMPLATE}"))
-        migrations.upgrade(database_url(url, TEMPLATE))
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server, by a database of it that is left alone: TEST_DATABASE_URL, or one of this process."""
+    given = os.environ.get(SERVER_VARIABLE)
+    with nullcontext(given) if given else _own_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_url: str) -> Iterator[str]:
+    """The name of a migrated database to clone, of this test process alone."""
+    name = f"decimer_jobs_template_{uuid.uuid4().hex}"
+    run(_execute(postgres_url, f"CREATE DATABASE {name}"))
+    try:
+        migrations.upgrade(database_url(postgres_url, name))
+        yield name
     finally:
-        embedded.stop()
+        run(_execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture
-def make_database(postgres_url: str) -> Iterator[Callable[[], str]]:
-    """Makes fresh databases; each is dropped at the end."""
+def make_database(
+    request: pytest.FixtureRequest, postgres_url: str, template_database: str
+) -> Iterator[Callable[[], str]]:
+    """Makes fresh databases; each is dropped at the end, and none may have had a deadlock.
+
+    A deadlock shows nowhere else: it is answered 503, and whoever was refused tries again. `@pytest.mark.may_deadlock`
+    is for a test that wants one.
+    """
     names: list[str] = []
 
     def make() -> str:
-        name = f"t_{uuid.uuid4().hex}"
-        run(_execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
+        name = f"decimer_jobs_{uuid.uuid4().hex}"
+        run(_execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
         names.append(name)
         return database_url(postgres_url, name)
 
     yield make
+    deadlocks = {name: run(count_deadlocks(postgres_url, name)) for name in names}
     for name in names:
         run(_execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
+    if request.node.get_closest_marker("may_deadlock") is None:
+        assert not any(deadlocks.values()), deadlocks
 
 
 @dataclass
@@ -118,6 +190,7 @@ class RunningService:
     admin_password: str
     database_url: str
     settings: Settings
+    app: FastAPI = field(default_factory=FastAPI)
     _clients: list[Client] = field(default_factory=list)
     _tokens: dict[tuple[str, str | None], str] = field(default_factory=dict)
 
@@ -139,18 +212,17 @@ class RunningService:
     def sql(self, statement: str, *arguments: Any) -> list[dict[str, Any]]:
         """Rows straight from the service's database."""
 
-        async def fetch() -> list[dict[str, Any]]:
-            connection = await asyncpg.connect(self.database_url)
-            try:
-                return [dict(row) for row in await connection.fetch(statement, *arguments)]
-            finally:
-                await connection.close()
+        return run(sql_of(self.database_url, statement, *arguments))
 
-        return run(fetch())
+    @property
+    def waiting(self) -> int:
+        """How many claims wait in this process."""
+        room: WaitingRoom = self.app.state.service.room
+        return len(room)
 
     def assert_counters_equal_recount(self) -> None:
-        """The counters of every project equal a recount."""
-        for project in self.sql("SELECT id, name FROM projects"):
+        """The counters of every project that is not deleted equal a recount."""
+        for project in self.sql("SELECT id, name FROM projects WHERE deleted_at IS NULL"):
             counters, recount = self.sql(SUMS, project["id"]), self.sql(RECOUNT, project["id"])
             assert counters == recount, project["name"]
 
@@ -215,7 +287,7 @@ def start_service(make_database: Callable[[], str], tmp_path: Path) -> Iterator[
         thread.start()
         password_file = data_dir / PASSWORD_FILE
         password = password_file.read_text().strip() if password_file.exists() else ""
-        service = RunningService(f"http://127.0.0.1:{thread.port}", password, url, thread.settings)
+        service = RunningService(f"http://127.0.0.1:{thread.port}", password, url, thread.settings, thread.app)
         running.append((thread, service))
         return service
 
