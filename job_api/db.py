@@ -131,6 +131,9 @@ class Database:
                 reset=_leave_session,
                 server_settings=SESSION,
             )
+            # At once: what hangs on this server when it is gone is let go by seeing that another one has answered.
+            async with self._pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
+                await self._look(connection)
         except BaseException as error:
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)

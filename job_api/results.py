@@ -40,8 +40,9 @@ LIMIT 1
 """
 
 # Store a batch through a lease that is held: a newer lease replaces a row, within one lease the first stays. A writer
-# is announced to the exports before it takes its first number. No row comes back where the lease is not held. The
-# LIMIT makes each row sent be looked up by itself: a join may read all rows of the job for each batch.
+# is announced to the exports before it takes its first number. No row comes back where the lease is not held, nor where
+# the provenance is not there: a database that crashed or was failed over may have lost one that a process remembers.
+# The LIMIT makes each row sent be looked up by itself: a join may read all rows of the job for each batch.
 _STORE_SETTLED = settling(
     "(SELECT h.project_id, c.* FROM counted c CROSS JOIN held h WHERE c.added <> 0 OR c.recognised <> 0) AS n",
     "$7",
@@ -51,7 +52,8 @@ _STORE_SETTLED = settling(
 STORE = f"""
 WITH {HELD},
 announced AS MATERIALIZED (
-    SELECT pg_advisory_xact_lock_shared(s.last_value) IS NULL AS done FROM held CROSS JOIN result_seq s),
+    SELECT pg_advisory_xact_lock_shared(s.last_value) IS NULL AS done
+    FROM held CROSS JOIN (SELECT FROM provenances WHERE id = $6) AS made_with CROSS JOIN result_seq s),
 sent AS MATERIALIZED (
     SELECT s.* FROM json_to_recordset($5::json) AS s (
         image text, engine text, status text, image_sha256 text, width int, height int, frames int, smiles text,
@@ -97,7 +99,7 @@ credited AS (
 relieved AS (
     UPDATE jobs SET releases = 0 FROM counted c WHERE jobs.id = $1 AND c.new > 0 AND jobs.releases > 0),
 settled AS ({_STORE_SETTLED})
-SELECT c.stored FROM counted c CROSS JOIN held
+SELECT c.stored FROM counted c CROSS JOIN announced
 """  # noqa: S608 - built from constants, as all statements here
 
 # Images of a job that need no work, a page of them.
@@ -141,8 +143,12 @@ class Provenances:
         return self._known.get(_provenance_key(worker_id, run))
 
     async def find(self, connection: Connection, worker_id: str, run: EngineRun) -> int:
-        """The id of a provenance, which is made if there is none; not remembered, since it may be rolled back."""
-        provenance_id = self.known(worker_id, run)
+        """The id of a provenance, which is made if there is none.
+
+        Neither looked up in what is remembered, which may be gone from the database, nor remembered, since it may be
+        rolled back.
+        """
+        provenance_id: int | None = None
         while provenance_id is None:
             # Nothing comes back when another transaction made it a moment ago; the next statement sees it.
             provenance_id = await connection.fetchval(PROVENANCE, *_provenance_key(worker_id, run))
@@ -161,7 +167,8 @@ async def store(connection: Connection, key: LeaseKey, batch: Batch, provenance_
     """Store the good rows of a batch through a lease that is held.
 
     Returns:
-        What became of the batch; None where the lease is not held as named, and `queue.hold` says why.
+        What became of the batch; None where the lease is not held as named, and `queue.hold` says why, or where the
+        provenance is gone.
     """
     stored: int | None = await connection.fetchval(
         STORE,

@@ -24,6 +24,9 @@ NAME = "tests.engines:load_pixel_engine"
 KILL, HANG, KILL_ONCE, RAISE, EMPTY, FLOOD, GATE, SEGFAULT, LINGER, COUNT_ACTIVE, TRUNCATED, EXIT = range(200, 212)
 HANG_ONCE = 212
 """Hangs in the first process of a test (`once` in the options); then lingers and counts who is active beside it."""
+COMPANY = 213
+"""Answers CC as soon as another image has been active beside it, else C."""
+COMPANY_SECONDS = 20
 FLOOD_BYTES = 4_000_000
 LINGER_SECONDS = 0.2
 
@@ -49,17 +52,22 @@ class PixelEngine:
         self._options = options
         self._active = 0
         self._lock = threading.Lock()
+        self._company = threading.Event()
         self._is_first = "once" in options and not Path(options["once"]).exists()
 
     def recognise(self, pixels: Pixels) -> Recognition:
         with self._lock:
             self._active += 1
             active = self._active
+            if active > 1:
+                self._company.set()
         try:
             return self._obey(int(pixels[0, 0, 0]), active)
         finally:
             with self._lock:
                 self._active -= 1
+                if self._active == 0:
+                    self._company.clear()
 
     def _obey(self, code: int, active: int) -> Recognition:
         _die(code, self._options)
@@ -81,6 +89,8 @@ class PixelEngine:
                 code = active
             case _ if code == HANG_ONCE:
                 code = self._active
+            case _ if code == COMPANY:
+                code = 2 if self._company.wait(COMPANY_SECONDS) else 1
         smiles = "C" * (code if code < KILL else 1)
         return Recognition(smiles, [("C", 0.5)] * len(smiles))
 

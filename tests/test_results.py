@@ -125,3 +125,17 @@ def test_rows_of_a_job_come_in_pages(worker: Holder, admin: Client) -> None:
     assert [row.image for row in admin.job_results(PROJECT, lease.job_id)] == names
     assert worker.images_done(lease) == names
     assert [job.directory for job in admin.jobs(PROJECT, limit=1)] == ["a", "b", "Größe & Söhne (Müller 2019)"]
+
+
+def test_rows_of_a_provenance_that_the_database_lost_are_stored_and_exported(
+    service: RunningService, worker: Holder, admin: Client
+) -> None:
+    """As after a crash or a failover: the service remembers a number that is not there any more."""
+    posted, completed = worker.one(PROJECT), worker.one(PROJECT)
+    worker.post(posted, "1.png")
+    service.sql("TRUNCATE provenances, results")
+    assert worker.post(posted, "2.png").stored == 1
+    assert [row["image"] for row in exported(admin)] == ["2.png"]
+    service.sql("TRUNCATE provenances, results")
+    worker.complete(completed, 1, "3.png")
+    assert [row["image"] for row in exported(admin)] == ["3.png"]
