@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Callable
 
 from job_api.client import Client, ClientError, NotFound, Refused, Unreachable, WorkerStopped
-from job_api.schemas import ClaimRequest, Lease
+from job_api.schemas import MAX_LEASES_PER_CLAIM, ClaimRequest, Lease
 from job_api.version import VERSION
 
 log = logging.getLogger(__name__)
 
 LONG_POLL_SECONDS = 20.0
+# How long what is wanted may change without a word.
 LOOK_AGAIN_SECONDS = 0.2
 RETRY_SECONDS = 2.0
 
@@ -26,7 +27,7 @@ class Claimer:
         project: work on this one only; None for any.
         hostname: this machine's name.
         once: whether the worker ends when the queue is empty.
-        wanted: whether another job is wanted now.
+        wanted: how many more jobs are wanted now.
         on_lease: told of each lease.
         on_refusal: told when the service does not let the worker in.
     """
@@ -39,7 +40,7 @@ class Claimer:
         project: str | None,
         hostname: str,
         once: bool,
-        wanted: Callable[[], bool],
+        wanted: Callable[[], int],
         on_lease: Callable[[Lease], None],
         on_refusal: Callable[[ClientError], None],
     ) -> None:
@@ -52,6 +53,7 @@ class Claimer:
         self._on_lease = on_lease
         self._on_refusal = on_refusal
         self._stop = threading.Event()
+        self._changed = threading.Event()
         # Kept until its answer has arrived: the same key again gets the same leases again.
         self._key: str | None = None
         self._jobs_ended = 0
@@ -65,6 +67,11 @@ class Claimer:
     def stop(self) -> None:
         """Claim no more."""
         self._stop.set()
+        self._changed.set()
+
+    def wake(self) -> None:
+        """More jobs may be wanted now."""
+        self._changed.set()
 
     @property
     def claiming(self) -> bool:
@@ -83,11 +90,13 @@ class Claimer:
 
     def _claim_for_ever(self) -> None:
         while not self._stop.is_set():
-            if not self._wanted():
-                self._stop.wait(LOOK_AGAIN_SECONDS)
+            self._changed.clear()
+            jobs = self._wanted()
+            if not jobs:
+                self._changed.wait(LOOK_AGAIN_SECONDS)
                 continue
             try:
-                self._claim()
+                self._claim(jobs)
             except WorkerStopped as error:
                 # The heartbeat brings the same news, and what to do.
                 self._key = None
@@ -112,7 +121,7 @@ class Claimer:
                 log.exception("a claim failed; trying again")
                 self._stop.wait(RETRY_SECONDS)
 
-    def _claim(self) -> None:
+    def _claim(self, jobs: int) -> None:
         self._key = self._key or uuid.uuid4().hex
         wait = 0.0 if self._once else LONG_POLL_SECONDS
         asked_at, ended_before = time.monotonic(), self._jobs_ended
@@ -121,6 +130,7 @@ class Claimer:
             ClaimRequest(
                 worker_id=self._worker_id,
                 claim_key=self._key,
+                max_jobs=min(jobs, MAX_LEASES_PER_CLAIM),
                 wait_seconds=wait,
                 hostname=self._hostname[:200],
                 version=VERSION,

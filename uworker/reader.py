@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 MAX_IMAGES_AHEAD = 64
 MAX_BYTES_AHEAD = 256_000_000
+# The share of the newest job in the mean number of images of a job.
+NEWEST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Reader:
         self._ahead: deque[ReadImage] = deque()
         self._bytes_ahead = 0
         self._unread = 0
-        self._busy = False
+        self._images_per_job = float(MAX_IMAGES_AHEAD)
+        self._listing = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
@@ -69,10 +73,15 @@ class Reader:
             self._changed.notify_all()
 
     def images_ahead(self) -> int:
-        """Images that are read, or listed and about to be; a job that is not listed yet counts as many."""
+        """Images that are read, or listed and about to be, or expected of the jobs that are not listed yet."""
         with self._changed:
-            unlisted = len(self._jobs) + (self._busy and not self._unread and not self._ahead)
-            return len(self._ahead) + self._unread + unlisted * MAX_IMAGES_AHEAD
+            unlisted = len(self._jobs) + self._listing
+            return len(self._ahead) + self._unread + round(unlisted * self._images_per_job)
+
+    def jobs_for(self, images: int) -> int:
+        """How many more jobs are likely to bring that many images, going by those that were listed of late."""
+        with self._changed:
+            return math.ceil(images / self._images_per_job)
 
     def peek(self) -> ReadImage | None:
         """The next image, left where it is."""
@@ -95,15 +104,14 @@ class Reader:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
                 self._changed.wait_for(lambda: self._jobs or self._stopped)
                 if self._stopped:
                     return
                 holding = self._jobs.popleft()
-                self._busy = True
+                self._listing = True
             self._read_job(holding)
             with self._changed:
-                self._unread = 0
+                self._listing, self._unread = False, 0
             self._on_change()
 
     def _read_job(self, holding: Holding) -> None:
@@ -130,6 +138,10 @@ class Reader:
         left = [image for image in images if image.name not in done]
         if done:
             log.info("%s: %d of %d images are done already", holding, len(images) - len(left), len(images))
+        with self._changed:
+            self._listing = False
+            # Never below one: what is done already, or has no image, says nothing of the next job.
+            self._images_per_job += NEWEST_SHARE * (max(len(left), 1) - self._images_per_job)
         for number, image in enumerate(left):
             with self._changed:
                 self._unread = len(left) - number

@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED = 0, 2, 3, 4
 
 LOOP_SECONDS = 0.25
-FEWEST_HOLDINGS = 4
+# Images for each thread that are to wait for it, read or listed: the next job is claimed when there are fewer than the
+# least, and enough to have the most.
+LEAST_AHEAD, MOST_AHEAD = 2, 4
 MAX_ROWS_WAITING = 5_000
 RATE_SECONDS = 60.0
 # An orderly end takes at most the sum of these, well under the 20 s that a spot VM or `docker stop` leaves.
@@ -89,7 +91,7 @@ class Worker:
             project=settings.job_api_project,
             hostname=settings.hostname,
             once=once,
-            wanted=self._wants_job,
+            wanted=self._jobs_wanted,
             on_lease=self._take,
             on_refusal=self._refuse,
         )
@@ -208,6 +210,7 @@ class Worker:
             if (taken := self._reader.take()) is not None:
                 self._owners[taken.task.task_id] = (taken.holding, taken.task.name)
                 self._crew.submit(taken.task)
+                self._claimer.wake()
         return "recognising" if self._owners else "waiting for jobs"
 
     def _forgotten(self) -> set[int]:
@@ -278,15 +281,16 @@ class Worker:
         with self._lock:
             return list(self._holdings)
 
-    def _wants_job(self) -> bool:
-        if self._heart.state is not WorkerState.RUN:
-            return False
-        slots = self._crew.plan.processes * self._crew.plan.threads
-        return (
-            len(self._held()) < max(FEWEST_HOLDINGS, 2 * slots)
-            and self._reader.images_ahead() < 2 * slots
-            and self._poster.rows_waiting() < MAX_ROWS_WAITING
-        )
+    def _jobs_wanted(self) -> int:
+        if self._heart.state is not WorkerState.RUN or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+            return 0
+        threads = self._crew.plan.processes * self._crew.plan.threads
+        ahead = self._reader.images_ahead()
+        # The recognisers have as many in their hands, too. Filled up in one go: small jobs are claimed several at once.
+        if ahead > LEAST_AHEAD * threads:
+            return 0
+        room = (LEAST_AHEAD + MOST_AHEAD) * threads - len(self._held())
+        return max(0, min(self._reader.jobs_for(MOST_AHEAD * threads - ahead), room))
 
     def _take(self, lease: Lease) -> None:
         holding = Holding(lease, self.worker_id)
@@ -306,6 +310,7 @@ class Worker:
                 self._holdings.remove(holding)
         if not holding.abandoned:
             self._jobs_done += 1
+        self._claimer.wake()
         self._bell.set()
 
     def _lose(self, holding: Holding) -> None:
