@@ -1,21 +1,26 @@
 """Workers that fail one job after another: they are told to stop, and the jobs pay nothing for them."""
 
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from job_api.client import ApiError, Client, WorkerStopped
 from job_api.schemas import Job, JobAction, JobFilter, JobsAction, JobState, Lease, ProjectSettings, Worker
+from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.holder import Holder
+from tests.plugins.model import DrawnSamples
 from tests.plugins.service import RunningService, ServiceStarter
 from tests.serving import wait_for
 
 PROJECT, OTHER = "patents", "others"
 AFTER = 5
+BEATING = pytest.mark.service(lease_seconds=5, heartbeat_seconds=0.3, sweep_seconds=0.2)
 # Back-offs end when a test says so.
 PATIENT = pytest.mark.service(backoff_seconds=86_400)
 NOT_CHARGED = "why; not charged: the worker is quarantined"
@@ -429,3 +434,82 @@ def test_workers_that_fail_at_once_leave_the_counters_right(service: RunningServ
     assert service.sql(refunded)[0]["n"] >= 2
     wrong = "SELECT 1 FROM attempts WHERE message LIKE '%not charged%' AND (charged OR outcome <> 'failed')"
     assert service.sql(wrong) == []
+
+
+# --- real workers ---
+
+
+@pytest.fixture
+def small_corpus(tmp_path: Path, samples: DrawnSamples) -> Corpus:
+    """20 directories of one image."""
+    root, smiles = tmp_path / "small corpus", {}
+    for number, item in enumerate(samples.items[:20]):
+        target = root / f"{number:02}" / f"one{item.path.suffix}"
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(item.path, target)
+        smiles[target.parent.name, target.name] = item.smiles
+    return Corpus(root, smiles)
+
+
+@pytest.fixture
+def wrong_root(tmp_path: Path) -> str:
+    """A folder that is mounted, and is not the source."""
+    (tmp_path / "another disk" / "things").mkdir(parents=True)
+    return str(tmp_path / "another disk")
+
+
+def submit(service: RunningService, corpus: Corpus) -> Client:
+    admin = service.client("admin")
+    admin.put_project(PROJECT, ProjectSettings(source=corpus.source))
+    admin.add_jobs(PROJECT, corpus.directories)
+    return admin
+
+
+@BEATING
+def test_a_worker_with_a_wrong_mount_costs_no_job(
+    service: RunningService, small_corpus: Corpus, wrong_root: str, start_worker: WorkerStarter
+) -> None:
+    admin = submit(service, small_corpus)
+    bad = start_worker(service.root, service.token("worker", fresh=True), once=False, source_root=wrong_root)
+    wait_for(lambda: any(worker.state == "quarantined" for worker in admin.workers()), 60)
+    wait_for(lambda: "is quarantined" in bad.log)
+    [told] = admin.workers()
+    assert told.reason is not None
+    assert told.reason in bad.log
+    assert f"job-api worker lift {told.id}" in bad.log
+    wait_for(lambda: admin.project(PROJECT).jobs.claimed == 0)
+    counts = admin.project(PROJECT).jobs
+    assert (counts.queued, counts.failed, counts.waiting) == (20, 0, 0)
+
+    good = start_worker(service.root, service.token("worker", fresh=True))
+    assert good.wait() == 0, good.log
+    assert admin.project(PROJECT).jobs.completed == 20
+    assert {job.failures for job in admin.jobs(PROJECT)} == {0}
+    assert len(list(admin.results(PROJECT))) == 20
+    service.assert_counters_equal_recount()
+
+    # The bad one is still there, and works as soon as it is lifted.
+    assert bad.process.poll() is None
+    beat_at = told.last_seen_at
+    wait_for(lambda: next(w for w in admin.workers() if w.id == told.id).last_seen_at > beat_at)
+    admin.add_jobs(PROJECT, ["still not there"])
+    admin.lift(told.id)
+    wait_for(lambda: admin.project(PROJECT).jobs.failed == 1)
+    assert "lifted" in bad.log
+
+
+@BEATING
+def test_a_quarantined_worker_that_runs_once_ends_and_says_so(
+    service: RunningService, small_corpus: Corpus, wrong_root: str, start_worker: WorkerStarter
+) -> None:
+    admin = submit(service, small_corpus)
+    worker = start_worker(service.root, service.token("worker"), source_root=wrong_root)
+    assert worker.wait(60) == 5, worker.log
+    assert "quarantined" in worker.log
+    [told] = admin.workers()
+    assert told.state == "gone"
+    assert told.reason is not None
+    assert "no-images" in told.reason, "it is still to be seen why"
+    counts = admin.project(PROJECT).jobs
+    assert (counts.queued, counts.failed) == (20, 0)
+    service.assert_counters_equal_recount()
