@@ -136,7 +136,8 @@ async def fail(
     """
     record = await _record(connection, key.worker_id)
     distrusted = record.state is WorkerState.QUARANTINED
-    may_be_last = 0 < quarantine_after <= len(record.counting | {key.job_id})
+    different = len(record.counting | {key.job_id})
+    may_be_last = 0 < quarantine_after <= different
     kept: set[int] = set()
     if distrusted or may_be_last:
         kept = await _lock(connection, {key.job_id} | (record.jobs if may_be_last else set()))
@@ -146,13 +147,13 @@ async def fail(
     reason, message, retryable = failure.reason, failure.message, failure.retryable
     state = await queue.fail(connection, held, reason, message, retryable=retryable, pace=pace, tally=tally)
     if held["outcome"] is None and held["new_results"] == 0 and record.state is not None:
-        counts = _speaks_against_worker(held, record)
+        counts = _speaks_against_worker(held)
         if distrusted:
             await _refund(connection, key.worker_id, [(key.job_id, key.lease_seq)], kept, changes)
         elif counts and may_be_last:
             leases = [*record.leases, (key.job_id, key.lease_seq)]
             await _refund(connection, key.worker_id, leases, kept, changes)
-            await _impose(connection, key, failure, failed=len(record.counting) + 1, queued=len(changes.queued))
+            await _impose(connection, key, failure, failed=different, queued=len(changes.queued))
             await connection.execute(FORGET, key.worker_id)
         else:
             await connection.execute(NOTE, key.worker_id, key.job_id, key.lease_seq, counts)
@@ -160,9 +161,9 @@ async def fail(
     return JobState.QUEUED if key.job_id in changes.queued else state, changes.projects
 
 
-def _speaks_against_worker(held: dict[str, Any], record: Record) -> bool:
+def _speaks_against_worker(held: dict[str, Any]) -> bool:
     """Whether a failure is the first one of its job: since it was added, retried or run again."""
-    return held["failures"] == 0 and held["refunds"] == 0 and held["job_id"] not in record.counting
+    return not (held["failures"] or held["refunds"])
 
 
 async def impose(connection: Connection, worker_id: str, alive_seconds: float) -> tuple[Worker, set[str]]:

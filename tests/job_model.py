@@ -283,8 +283,7 @@ class Model:
             return job.state
         attempt = self._hold_open(job, lease_seq, worker)
         failed = self.failed.get(worker, [])
-        counting = {other.id for other, _, counts in failed if counts}
-        counts = not job.failures and not job.refunds and job.id not in counting
+        counts = not job.failures and not job.refunds
         final = self._charge(job, attempt) or not retryable
         self._end(job, "failed", "failed" if final else "waiting")
         if attempt.charged:
@@ -295,7 +294,7 @@ class Model:
         """What becomes of a worker and of what it failed, the last of it just now."""
         if self.workers[worker] == "quarantined":
             self._refund(failed[-1:])
-        elif failed[-1][2] and sum(counts for _, _, counts in failed) == self.quarantine_after:
+        elif failed[-1][2] and len({job.id for job, _, counts in failed if counts}) == self.quarantine_after:
             self._refund(failed)
             self.failed.pop(worker, None)
             if self.workers[worker] == "run":
