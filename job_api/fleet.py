@@ -17,15 +17,21 @@ RETURNING state
 """
 # A worker's state, once no claim of it is under way; nothing is changed that would have to be on disk.
 LOCK = "SELECT state, set_config('synchronous_commit', 'off', true) FROM workers WHERE id = $1 FOR NO KEY UPDATE"
-SET_STATE = "UPDATE workers SET state = $2 WHERE id = $1 RETURNING state"
-STEER = "UPDATE workers SET state = $2 WHERE id = $1 AND state <> 'gone' RETURNING id"
+SET_GONE = "UPDATE workers SET state = 'gone', state_since = now() WHERE id = $1"
+# What was said of a worker stays as long as it is said.
+STEER = """
+UPDATE workers SET state = $2, state_since = CASE WHEN state = $2 THEN state_since ELSE now() END,
+                   reason = CASE WHEN state = $2 THEN reason ELSE $3 END
+WHERE id = $1 AND state <> 'gone' RETURNING id
+"""
+REASON = "SELECT reason FROM workers WHERE id = $1"
 # Leases of a worker, for its goodbye.
 LEASES_OF = """
 SELECT j.id, p.name AS project, j.lease_seq FROM jobs j JOIN projects p ON p.id = j.project_id
 WHERE j.worker_id = $1 AND j.state = 'claimed' ORDER BY j.id
 """
 _WORKER = """
-SELECT w.id, w.hostname, w.version, w.state, w.load, w.first_seen_at, w.last_seen_at,
+SELECT w.id, w.hostname, w.version, w.state, w.state_since, w.reason, w.load, w.first_seen_at, w.last_seen_at,
        w.state <> 'gone' AND w.last_seen_at > now() - $1 * interval '1 second' AS active,
        (SELECT count(*) FROM jobs j WHERE j.worker_id = w.id AND j.state = 'claimed') AS leases
 FROM workers w
@@ -87,7 +93,7 @@ def require_running(worker_id: str, state: WorkerState) -> None:
 
 async def say_goodbye(connection: Connection, worker_id: str) -> list[asyncpg.Record]:
     """Let a worker claim no more; returns the leases it still holds."""
-    await connection.execute(SET_STATE, worker_id, WorkerState.GONE)
+    await connection.execute(SET_GONE, worker_id)
     return await connection.fetch(LEASES_OF, worker_id)
 
 
@@ -104,14 +110,22 @@ async def list_workers(
     return [_worker(row) for row in await connection.fetch(WORKERS, alive_seconds, after, active, limit)]
 
 
-async def steer(connection: Connection, worker_id: str, state: WorkerState, alive_seconds: float) -> Worker:
-    """Tell a worker to run, drain or stop; it hears of it at its next heartbeat.
+async def reason_of(connection: Connection, worker_id: str) -> str | None:
+    """Why a worker is quarantined."""
+    reason: str | None = await connection.fetchval(REASON, worker_id)
+    return reason
+
+
+async def steer(
+    connection: Connection, worker_id: str, state: WorkerState, alive_seconds: float, reason: str | None = None
+) -> Worker:
+    """Tell a worker to run, drain or stop, and why; it hears of it at its next heartbeat.
 
     Raises:
         NotFound: there is no such worker.
         WorkerGone: it has said goodbye.
     """
-    changed = await connection.fetchval(STEER, worker_id, state)
+    changed = await connection.fetchval(STEER, worker_id, state, reason)
     row = await connection.fetchrow(WORKER, alive_seconds, worker_id)
     if row is None:
         raise NotFound(f"there is no worker {worker_id}")

@@ -225,6 +225,8 @@ class JobRow(SQLModel, table=True):
     lease_expires_at: datetime | None = _time(nullable=True)
     due_at: datetime | None = _time(nullable=True)
     failures: int = _int(default=0)
+    # Failures that were taken back because their worker was quarantined; like the others until a retry or rerun.
+    refunds: int = _int(default=0)
     releases: int = _int(default=0)
     image_count: int | None = _int(nullable=True)
     reason: str | None = _text(nullable=True)
@@ -329,9 +331,27 @@ class WorkerRow(SQLModel, table=True):
     hostname: str | None = _text(nullable=True)
     version: str | None = _text(nullable=True)
     state: str = _text(server_default=text("'run'"))
+    state_since: datetime | None = _time(nullable=True)
+    reason: str | None = _text(nullable=True)
     load: dict[str, Any] | None = Field(sa_column=Column(JSONB, nullable=True))
     first_seen_at: datetime = _time(now=True)
     last_seen_at: datetime = _time(now=True)
+
+
+class WorkerFailureRow(SQLModel, table=True):
+    """A failure that was charged to a job since its worker's last success; what a quarantine takes back.
+
+    Written by failures and emptied by successes. Most workers have none, so that a success finds an empty table.
+    """
+
+    __tablename__: ClassVar[str] = "worker_failures"
+    __table_args__ = ({"postgresql_with": CLEAN_TINY},)
+    worker_id: str = Field(sa_column=Column(Text, ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True))
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    lease_seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    # Whether it speaks against the worker: the job had not failed before.
+    counts: bool = Field(sa_column=Column(Boolean, nullable=False))
+    failed_at: datetime = _time(now=True)
 
 
 class LogLineRow(SQLModel, table=True):

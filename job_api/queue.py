@@ -1,4 +1,4 @@
-"""The job's life: the only writer of a job's state, together with `claiming`, the handing out.
+"""The job's life: the only writer of a job's state, together with `claiming`, `steering` and `quarantine`.
 
 Each public function is one transition of the table in docs/design.md, one short transaction, on the database's clock.
 A worker's writes pass the fence: whoever does not hold (job, lease_seq, worker_id) changes nothing. Those that come
@@ -122,11 +122,17 @@ async def _revive(database: Database, key: LeaseKey, pace: Pace) -> bool:
         return False
 
 
-async def hold(connection: Connection, key: LeaseKey, pace: Pace) -> dict[str, Any]:
+async def hold(connection: Connection, key: LeaseKey, pace: Pace, tally: Tally | None = None) -> dict[str, Any]:
     """Lock the job and attempt of a lease for its holder: the fence before every write of a worker.
 
     A lease that merely expired comes back to its holder here, its charge refunded, unless the job was claimed,
     cancelled, run again or released by force since.
+
+    Args:
+        connection: in a transaction.
+        key: what the holder names.
+        pace: how long a lease lasts.
+        tally: takes the change of the counters, for a caller that settles itself; else it is settled here.
 
     Returns:
         The row of `HOLD`; its `outcome` is None while the lease is held.
@@ -151,9 +157,10 @@ async def hold(connection: Connection, key: LeaseKey, pace: Pace) -> dict[str, A
             # Its claim was sent again when it had expired, and got another job.
             raise LeaseLost(f"job {key.job_id}: lease {key.lease_seq} expired and its claim has another job") from None
         await connection.execute(sql.REOPEN_ATTEMPT, key.job_id, key.lease_seq)
-        tally = Tally()
-        tally.move(held["state"], JobState.CLAIMED)
-        await tally.settle(connection, held["project_id"], slot_of(key.job_id))
+        changes = Tally() if tally is None else tally
+        changes.move(held["state"], JobState.CLAIMED)
+        if tally is None:
+            await changes.settle(connection, held["project_id"], slot_of(key.job_id))
         held |= {"outcome": None, "state": JobState.CLAIMED, "failures": max(held["failures"] - refund, 0)}
     return held
 
@@ -200,8 +207,12 @@ async def fail(
     *,
     retryable: bool,
     pace: Pace,
+    tally: Tally,
 ) -> JobState:
-    """End a lease whose job cannot be done; it waits and is tried again, or has failed for good."""
+    """End a lease whose job cannot be done; it waits and is tried again, or has failed for good.
+
+    Called by `quarantine.fail`, which judges the worker as well and settles the tally.
+    """
     if held["outcome"] == Outcome.FAILED:
         return JobState(held["state"])
     require_open(held)
@@ -214,6 +225,7 @@ async def fail(
         connection,
         held,
         Outcome.FAILED,
+        tally,
         state=state,
         wait=pace.backoff(failures),
         charged=charged,
@@ -245,7 +257,9 @@ async def release(
     state = JobState.WAITING if counted and releases > FREE_RELEASES else JobState.QUEUED
     held = {**held, "releases": releases}
     wait = pace.backoff(releases - FREE_RELEASES)
-    await _end(connection, held, Outcome.RELEASED, state=state, wait=wait, reason=reason, message=message)
+    tally = Tally()
+    await _end(connection, held, Outcome.RELEASED, tally, state=state, wait=wait, reason=reason, message=message)
+    await tally.settle(connection, held["project_id"], slot_of(held["job_id"]), priority=held["priority"])
     return state
 
 
@@ -268,6 +282,7 @@ async def _end(
     connection: Connection,
     held: dict[str, Any],
     outcome: Outcome,
+    tally: Tally,
     *,
     state: JobState,
     wait: timedelta,
@@ -275,10 +290,8 @@ async def _end(
     message: str,
     charged: bool = False,
 ) -> None:
-    tally = Tally()
     await connection.execute(sql.END_ATTEMPT, held["job_id"], held["lease_seq"], outcome, charged, reason, message)
     await _put(connection, held, tally, state, wait=wait, reason=reason, message=message)
-    await tally.settle(connection, held["project_id"], slot_of(held["job_id"]), priority=held["priority"])
 
 
 async def _put(

@@ -112,7 +112,7 @@ WHERE a.worker_id = $1
 # One lease's job and attempt, both locked, whatever became of them.
 HOLD = """
 SELECT j.id AS job_id, j.project_id, j.state, j.lease_seq AS newest_lease_seq, a.lease_seq, a.worker_id, a.claim_key,
-       j.priority, j.run, j.failures, j.releases, p.max_failures, a.outcome, a.charged, a.new_results
+       j.priority, j.run, j.failures, j.refunds, j.releases, p.max_failures, a.outcome, a.charged, a.new_results
 FROM jobs j JOIN attempts a ON a.job_id = j.id JOIN projects p ON p.id = j.project_id
 WHERE j.id = $1 AND p.name = $2 AND p.deleted_at IS NULL AND a.lease_seq = $3 AND a.worker_id = $4
 FOR NO KEY UPDATE OF j, a
@@ -154,6 +154,10 @@ held AS MATERIALIZED (
     FOR NO KEY UPDATE OF j, a)
 """
 
+# A success forgets the worker's failures (`quarantine.py`), and does so before it locks a slot: else two could wait for
+# each other.
+AFTER_FORGOTTEN = "CROSS JOIN (SELECT count(*) FROM forgotten) AS f"
+
 # Complete a job whose images are all stored. Its rows are named by $1 and not by what was held: planned on an empty
 # table, a join would be looked up from the wrong end, and read all attempts there are. Says whether the lease is held,
 # and whether the job is completed.
@@ -169,7 +173,8 @@ put AS (
     UPDATE jobs j SET state = 'completed', worker_id = NULL, claim_key = NULL, lease_expires_at = NULL,
                       finished_at = now(), reason = NULL, message = NULL, image_count = $5
     FROM ended e WHERE j.id = $1 AND e.job_id = $1 RETURNING j.project_id),
-settled AS ({settling("put AS n", "$6", claimed="-1", completed="1", images_listed="$5")})
+forgotten AS (DELETE FROM worker_failures f USING put WHERE f.worker_id = $4 RETURNING 1),
+settled AS ({settling(f"put AS n {AFTER_FORGOTTEN}", "$6", claimed="-1", completed="1", images_listed="$5")})
 SELECT EXISTS (SELECT 1 FROM held) AS held, EXISTS (SELECT 1 FROM put) AS completed FROM ({AT_ONCE}) AS one
 """  # noqa: S608
 

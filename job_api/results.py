@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from job_api.counters import settling, slot_of
 from job_api.db import Connection
 from job_api.queue import LeaseKey
-from job_api.queue_sql import HELD, PRESENT
+from job_api.queue_sql import AFTER_FORGOTTEN, HELD, PRESENT
 from job_api.schemas import (
     EngineRun,
     InvalidRow,
@@ -44,7 +44,8 @@ LIMIT 1
 # the provenance is not there: a database that crashed or was failed over may have lost one that a process remembers.
 # The LIMIT makes each row sent be looked up by itself: a join may read all rows of the job for each batch.
 _STORE_SETTLED = settling(
-    "(SELECT h.project_id, c.* FROM counted c CROSS JOIN held h WHERE c.added <> 0 OR c.recognised <> 0) AS n",
+    "(SELECT h.project_id, c.* FROM counted c CROSS JOIN held h WHERE c.added <> 0 OR c.recognised <> 0) AS n "  # noqa: S608
+    + AFTER_FORGOTTEN,
     "$7",
     images_stored="n.added",
     images_recognised="n.recognised",
@@ -98,6 +99,7 @@ credited AS (
     FROM counted c WHERE a.job_id = $1 AND a.lease_seq = $3 AND c.new > 0),
 relieved AS (
     UPDATE jobs SET releases = 0 FROM counted c WHERE jobs.id = $1 AND c.new > 0 AND jobs.releases > 0),
+forgotten AS (DELETE FROM worker_failures f USING counted c WHERE f.worker_id = $4 AND c.new > 0 RETURNING 1),
 settled AS ({_STORE_SETTLED})
 SELECT c.stored FROM counted c CROSS JOIN announced
 """  # noqa: S608 - built from constants, as all statements here

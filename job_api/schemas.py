@@ -592,6 +592,7 @@ class HeartbeatAnswer(Wire):
     leases: list[LeaseVerdict]
     unnamed: list[Lease]
     heartbeat_seconds: float
+    reason: str | None = Field(default=None, description="why the worker is quarantined")
 
 
 class Worker(Wire):
@@ -601,6 +602,10 @@ class Worker(Wire):
     hostname: str | None
     version: str | None
     state: WorkerState
+    state_since: datetime | None = Field(
+        default=None, description="when it was told so; null where nobody told it anything"
+    )
+    reason: str | None = Field(default=None, description="why it is quarantined, or was until it went")
     active: bool
     leases: int
     load: MachineLoad | None

@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=20, gt=0, description="how often workers are told to send one")
     sweep_seconds: float = Field(default=5, gt=0, description="how often expired leases are looked for")
     backoff_seconds: float = Field(default=30, gt=0, description="first back-off of a failed job; doubles each time")
+    quarantine_after: int = Field(
+        default=5,
+        ge=0,
+        description="a worker is quarantined when so many different jobs failed in a row; 0: never",
+    )
     max_body_bytes: int = Field(default=32_000_000, gt=0, description="largest request body")
     pool_size: int = Field(default=10, ge=2, description="database connections of one process, at most")
     token_seconds: float = Field(default=86_400, gt=0, description="life of a token made from a login")

@@ -30,7 +30,8 @@ UPDATE jobs j SET
     state = $2, worker_id = NULL, claim_key = NULL, lease_expires_at = NULL, due_at = NULL,
     queue_pos = coalesce(n.queue_pos, j.queue_pos),
     finished_at = CASE WHEN $2 IN ('completed', 'failed', 'cancelled') THEN now() END,
-    failures = CASE WHEN $4 THEN 0 ELSE j.failures END, releases = CASE WHEN $4 THEN 0 ELSE j.releases END,
+    failures = CASE WHEN $4 THEN 0 ELSE j.failures END, refunds = CASE WHEN $4 THEN 0 ELSE j.refunds END,
+    releases = CASE WHEN $4 THEN 0 ELSE j.releases END,
     reason = $3, message = NULL, lease_seq = j.lease_seq + $5
 FROM (SELECT id, CASE WHEN $2 = 'queued' THEN nextval('queue_pos_seq') END AS queue_pos
       FROM unnest($1::bigint[]) AS id) AS n

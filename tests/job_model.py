@@ -54,6 +54,7 @@ class Job:
     run: int = 1
     present_from_run: int = 1
     failures: int = 0
+    refunds: int = 0
     releases: int = 0
     image_count: int | None = None
     holder: Attempt | None = None
@@ -87,10 +88,13 @@ class Model:
     went there together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quarantine_after: int) -> None:
         self.projects: dict[str, Project] = {}
         self.jobs: dict[int, Job] = {}
         self.workers: dict[str, str] = {}
+        # What each worker charged since its last success: the job, its lease, and whether it speaks against the worker.
+        self.failed: dict[str, list[tuple[Job, int, bool]]] = {}
+        self.quarantine_after = quarantine_after
         self.renewed: list[set[int]] = []
         self._served: dict[str, int] = {}
         self._turn = 0
@@ -118,7 +122,7 @@ class Model:
 
     def retry(self, job: Job) -> str:
         if job.state in ("failed", "cancelled"):
-            job.failures = job.releases = 0
+            job.failures = job.refunds = job.releases = 0
             self._queue(job)
         if job.state != "queued":
             raise Refusal("wrong-state")
@@ -134,7 +138,7 @@ class Model:
         else:
             for row in job.rows.values():
                 row.stale = row.stale or row.status in statuses
-        job.failures = job.releases = 0
+        job.failures = job.refunds = job.releases = 0
         self._queue(job)
         return job.state
 
@@ -153,6 +157,9 @@ class Model:
     def steer(self, worker: str, state: str) -> str:
         if self.workers[worker] == "gone":
             raise Refusal("worker-gone")
+        failed = self.failed.pop(worker, []) if state != "drain" else []
+        if state == "quarantined":
+            self._refund(failed)
         self.workers[worker] = state
         return state
 
@@ -255,6 +262,7 @@ class Model:
             if not job.is_present(image):
                 attempt.new_results += 1
                 job.releases = 0
+                self.failed.pop(worker, None)
             job.rows[image] = Row(status, job.run, lease_seq)
             stored += 1
         return stored, len(rows) - stored
@@ -266,6 +274,7 @@ class Model:
         if len(job.present) < image_count:
             raise Refusal("results-missing")
         self._end(job, "completed", "completed")
+        self.failed.pop(worker, None)
         job.image_count = image_count
         return "completed"
 
@@ -273,9 +282,39 @@ class Model:
         if self.hold(job, lease_seq, worker).outcome == "failed":
             return job.state
         attempt = self._hold_open(job, lease_seq, worker)
+        failed = self.failed.get(worker, [])
+        counts = not job.failures and not job.refunds
         final = self._charge(job, attempt) or not retryable
         self._end(job, "failed", "failed" if final else "waiting")
+        if attempt.charged:
+            self._judge(worker, [*failed, (job, lease_seq, counts)])
         return job.state
+
+    def _judge(self, worker: str, failed: list[tuple[Job, int, bool]]) -> None:
+        """What becomes of a worker and of what it failed, the last of it just now."""
+        if self.workers[worker] == "quarantined":
+            self._refund(failed[-1:])
+        elif failed[-1][2] and len({job.id for job, _, counts in failed if counts}) == self.quarantine_after:
+            self._refund(failed)
+            self.failed.pop(worker, None)
+            if self.workers[worker] == "run":
+                self.workers[worker] = "quarantined"
+        else:
+            self.failed[worker] = failed
+
+    def _refund(self, failed: list[tuple[Job, int, bool]]) -> None:
+        """Take back what was charged, and queue the jobs whose state is the work of it."""
+        together: set[int] = set()
+        for job, lease_seq, _ in failed:
+            attempt = job.attempts[lease_seq]
+            assert attempt.charged
+            attempt.charged = False
+            job.failures = max(job.failures - 1, 0)
+            job.refunds += 1
+            if job.state in ("waiting", "failed") and job.lease_seq == lease_seq:
+                job.state = "queued"
+                together.add(job.id)
+        self.renewed += [together] if together else []
 
     def release(self, job: Job, lease_seq: int, worker: str) -> str:
         if self.hold(job, lease_seq, worker).outcome == "released":

@@ -30,10 +30,12 @@ COMMANDS = [
     "user",
     "token",
     "job",
+    "worker",
     "act",
 ]
 BELOW = ["user add", "user list", "user delete", "token add", "token list", "token revoke"]
 BELOW += ["job show", "job retry", "job cancel", "job rerun", "job force-release"]
+BELOW += ["worker drain", "worker quarantine", "worker lift"]
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +187,19 @@ def test_long_list_of_jobs_is_cut_and_says_so(patents: RunningService) -> None:
 def test_workers_are_listed(patents: RunningService) -> None:
     assert re.search(r"^w1 +host-1 +0\.1 +run +yes +1 ", shown("workers", service=patents), re.MULTILINE)
     assert "w1" not in shown("workers", "--inactive", service=patents)
+
+
+def test_workers_are_steered(patents: RunningService) -> None:
+    assert shown("worker", "drain", "w1", service=patents) == "worker w1 is told: drain\n"
+    assert shown("worker", "quarantine", "w1", service=patents) == "worker w1 is told: quarantined: by hand\n"
+    assert re.search(r"^w1 .* quarantined .* by hand", shown("workers", service=patents), re.MULTILINE)
+    assert "there is no worker w0" in failure("worker", "lift", "w0", service=patents)
+    assert "say which" in failure("worker", "lift", service=patents)
+    assert "say which" in failure("worker", "lift", "w1", "--all", service=patents)
+    assert shown("worker", "lift", "--all", service=patents) == "worker w1 is told: run\n"
+    assert shown("worker", "lift", "--all", service=patents) == ""
+    assert re.search(r"^w1 +host-1 +0\.1 +run +yes +1 ", shown("workers", service=patents), re.MULTILINE)
+    assert "role" in failure("worker", "lift", "w1", service=patents, role="read")
 
 
 def test_logs_are_listed_safely(patents: RunningService) -> None:

@@ -30,7 +30,7 @@ from tests.plugins.holder import LEASE, Holder, result
 from tests.plugins.service import RunningService, ServiceThread
 from tests.serving import wait_for
 
-CLEAR = "TRUNCATE jobs, attempts, results, projects, project_slots, project_samples, workers"
+CLEAR = "TRUNCATE jobs, attempts, results, projects, project_slots, project_samples, workers, worker_failures"
 # Leases of the first list have run out, back-offs of the second are over, and no other back-off ends by itself.
 MOVE_CLOCK = """
 WITH ended AS (UPDATE jobs SET lease_expires_at = now() - interval '1 second' WHERE id = ANY($1::bigint[]))
@@ -38,9 +38,11 @@ UPDATE jobs SET due_at = now() + CASE WHEN id = ANY($2::bigint[]) THEN interval 
 WHERE state = 'waiting'
 """
 JOBS = """
-SELECT id, directory, state, lease_seq, run, failures, releases, worker_id, claim_key, image_count, queue_pos
+SELECT id, directory, state, lease_seq, run, failures, refunds, releases, worker_id, claim_key, image_count, queue_pos
 FROM jobs ORDER BY id
 """
+WORKERS = "SELECT id, state, reason IS NOT NULL AS says_why FROM workers WHERE state <> 'gone' ORDER BY id"
+FAILURES = "SELECT worker_id, job_id, lease_seq, counts FROM worker_failures ORDER BY 1, 2, 3"
 ATTEMPTS = "SELECT job_id, lease_seq, worker_id, outcome, charged, new_results FROM attempts ORDER BY 1, 2"
 RESULTS = "SELECT job_id, image, status, run, lease_seq, stale FROM results ORDER BY 1, 2"
 UNEVEN = """
@@ -106,6 +108,7 @@ def _world(url: str, data_dir: Path) -> Iterator[World]:
             "lease_seconds": day,
             "sweep_seconds": day,
             "backoff_seconds": day,
+            "quarantine_after": 2,
         }
     )
     thread = ServiceThread(settings)
@@ -142,7 +145,7 @@ class JobLife(RuleBasedStateMachine):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
-        self.model = Model()
+        self.model = Model(world.service.settings.quarantine_after)
         self.workers: list[str] = []
         self.highest_pos = 0
 
@@ -306,6 +309,18 @@ class JobLife(RuleBasedStateMachine):
                     lambda: self.model.complete(job, seq, worker, 1, []),  # noqa: B023
                 )
 
+    @precondition(lambda self: any(self.model.queue(name) for name in self.model.projects))
+    @rule(data=st.data(), retryable=st.booleans())
+    def fail_all(self, data: st.DataObject, retryable: bool) -> None:
+        """Claim jobs and fail them one after another, as a worker whose machine is at fault."""
+        worker = self.some_worker(data)
+        for job in self._claim(None, worker, self.world.name("k"), 3):
+            seq, holder, lease = job.lease_seq, self.holder(worker), self.lease(job, job.lease_seq)
+            self.agree(
+                lambda: holder.fail(lease, retryable=retryable).state,  # noqa: B023
+                lambda: self.model.fail(job, seq, worker, retryable=retryable),  # noqa: B023
+            )
+
     @precondition(lambda self: any(job.holder for job in self.model.jobs.values()))
     @rule(data=st.data(), named=st.booleans())
     def claim_again(self, data: st.DataObject, named: bool) -> None:
@@ -457,6 +472,7 @@ class JobLife(RuleBasedStateMachine):
                 job.lease_seq,
                 job.run,
                 job.failures,
+                job.refunds,
                 job.releases,
                 job.holder and job.holder.worker,
                 job.holder and job.holder.key,
@@ -475,6 +491,12 @@ class JobLife(RuleBasedStateMachine):
             for job in self._jobs()
             for image, row in sorted(job.rows.items())
         ]
+        assert self.world.rows(WORKERS) == sorted(
+            (worker, state, state == "quarantined") for worker, state in self.model.workers.items() if state != "gone"
+        )
+        assert self.world.rows(FAILURES) == sorted(
+            (worker, job.id, seq, counts) for worker, failed in self.model.failed.items() for job, seq, counts in failed
+        )
         assert self.world.rows(UNEVEN) == []
         for (project_id,) in self.world.rows("SELECT id FROM projects"):
             assert self.world.rows(SUMS, project_id) == self.world.rows(RECOUNT, project_id)

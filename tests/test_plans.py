@@ -18,7 +18,7 @@ from job_api.db import SESSION, Database
 from job_api.schemas import JobState
 from tests.plugins.service import RunningService, run
 
-BIG = ("jobs", "attempts", "results")
+BIG = ("jobs", "attempts", "results", "worker_failures")
 # Sessions that choose their plans freely, but once.
 FREE = {name: SESSION[name] for name in ("jit", "plan_cache_mode")}
 
@@ -79,6 +79,8 @@ CLAIM_INDEXES = "jobs_claim_idx jobs_claim_key_idx jobs_pkey results_pkey"
 CLAIM_BY = (("jobs_claim_idx", "project_id"), ("jobs_claim_key_idx", "claim_key"))
 # Which of them is better depends on how large a part of all jobs the project has.
 HELD_BY = (("attempts_pkey", "job_id"), ("attempts_pkey", "lease_seq"), ("jobs_pkey", "id"))
+# What a success forgets.
+FORGOTTEN_BY = ("worker_failures_pkey", "worker_id")
 LISTED_BY = "jobs_browse_idx jobs_pkey"
 HOT = {
     "claim": Hot(queue_sql.CLAIM, CLAIM_INDEXES, sorts=IN_ORDER, by=CLAIM_BY),
@@ -88,13 +90,19 @@ HOT = {
     "heartbeat": Hot(queue_sql.HEARTBEAT, "jobs_pkey", "jobs_claim_key_idx", sorts=("j_1.id",)),
     "lease fates": Hot(queue_sql.LEASE_FATES, "jobs_pkey attempts_pkey"),
     "complete": Hot(
-        queue_sql.COMPLETE, "jobs_pkey attempts_pkey results_pkey", by=(*HELD_BY, ("results_pkey", "job_id"))
+        queue_sql.COMPLETE,
+        "jobs_pkey attempts_pkey results_pkey worker_failures_pkey",
+        by=(*HELD_BY, ("results_pkey", "job_id"), FORGOTTEN_BY),
     ),
     "hold": Hot(queue_sql.HOLD, "jobs_pkey attempts_pkey", by=HELD_BY),
     "take back": Hot(queue_sql.TAKE_BACK, "jobs_pkey"),
     "end attempt": Hot(queue_sql.END_ATTEMPT, "attempts_pkey"),
     "put": Hot(queue_sql.PUT, "jobs_pkey"),
-    "store": Hot(results.STORE, "jobs_pkey attempts_pkey results_pkey", by=(*HELD_BY, ("results_pkey", "image"))),
+    "store": Hot(
+        results.STORE,
+        "jobs_pkey attempts_pkey results_pkey worker_failures_pkey",
+        by=(*HELD_BY, ("results_pkey", "image"), FORGOTTEN_BY),
+    ),
     "images done": Hot(results.IMAGES_DONE, "jobs_pkey results_pkey", sorts=("r.image",)),
     "count present": Hot(queue_sql.COUNT_PRESENT, "jobs_pkey results_pkey"),
     "leases of claim": Hot(

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 from job_api.client import Client, ClientError, Refused
-from job_api.schemas import Heartbeat, HeldLease, Lease, LeaseStatus, MachineLoad, Release, WorkerState
+from job_api.schemas import Heartbeat, HeartbeatAnswer, HeldLease, Lease, LeaseStatus, MachineLoad, Release, WorkerState
 from uworker.holding import Holding
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,7 @@ class Heart:
         named = [HeldLease(job_id=job_id, lease_seq=lease_seq) for job_id, lease_seq in held]
         answer = self._client.heartbeat(self._worker_id, Heartbeat(leases=named, load=self._load()))
         self._seconds = answer.heartbeat_seconds
-        if answer.state is not self.state:
-            log.warning("the service tells this worker to: %s", answer.state)
-            self.state = answer.state
+        self._obey(answer)
         for verdict in answer.leases:
             holding = held.get((verdict.job_id, verdict.lease_seq))
             # One that ended meanwhile is not held any more, and rightly so.
@@ -85,6 +83,23 @@ class Heart:
                 log.warning("%s: the lease is %s", holding, verdict.status, extra=holding.log_context)
                 self._on_lost(holding)
         self._release_unknown(answer.unnamed)
+
+    def _obey(self, answer: HeartbeatAnswer) -> None:
+        """Take over what the service says this worker shall do, and say so where it is new."""
+        if answer.state is self.state:
+            return
+        if answer.state is WorkerState.QUARANTINED:
+            log.error(
+                "this worker is quarantined: %s; it ends what it holds and claims no more. "
+                "Look after this machine, then: job-api worker lift %s",
+                answer.reason or "the service does not say why",
+                self._worker_id,
+            )
+        elif answer.state is WorkerState.RUN:
+            log.warning("this worker is lifted and may claim again")
+        else:
+            log.warning("the service tells this worker to: %s", answer.state)
+        self.state = answer.state
 
     def _release_unknown(self, unnamed: list[Lease]) -> None:
         """Give back leases that a claim got whose answer never came; not those that are just on their way here."""

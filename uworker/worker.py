@@ -34,7 +34,7 @@ from uworker.weights import WeightsError
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED = 0, 2, 3, 4
+EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED = 0, 2, 3, 4, 5
 
 LOOP_SECONDS = 0.25
 # Images for each thread that are to wait for it, read or listed: the next job is claimed when there are fewer than the
@@ -195,6 +195,10 @@ class Worker:
             return False
         if self._heart.state in (WorkerState.DRAIN, WorkerState.GONE):
             log.info("this worker was told to stop and holds nothing any more")
+            return True
+        if self._once and self._heart.state is WorkerState.QUARANTINED:
+            # Nobody may be there to lift it.
+            self._stop_for(EXIT_QUARANTINED, "this worker is quarantined and holds nothing any more")
             return True
         return self._once and self._claimer.queue_empty
 

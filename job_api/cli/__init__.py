@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from job_api.cli import access, actions, download, remote, service
+from job_api.cli import access, actions, download, fleet, remote, service
 from job_api.client import ClientError, Refused
 from job_api.config import CREDENTIALS_HINT
 from job_api.version import VERSION
@@ -51,3 +51,4 @@ app.add_typer(download.app)
 app.add_typer(access.users, name="user")
 app.add_typer(access.tokens, name="token")
 app.add_typer(remote.job, name="job")
+app.add_typer(fleet.app, name="worker")

@@ -145,10 +145,13 @@ def workers(
                 w.leases,
                 _load(w),
                 w.last_seen_at,
+                w.state_since,
+                w.reason,
             ]
             for w in found
         ]
-    print_table(["worker", "host", "version", "state", "active", "leases", "load", "last seen"], rows)
+    columns = ["worker", "host", "version", "state", "active", "leases", "load", "last seen", "state since", "reason"]
+    print_table(columns, rows)
 
 
 def _load(worker: schemas.Worker) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request, Response
 
-from job_api import fleet, projects, queue
+from job_api import fleet, projects, quarantine, queue
 from job_api.errors import LeaseLost, NotFound
 from job_api.queue import LeaseKey
 from job_api.routes.context import (
@@ -66,12 +66,18 @@ async def heartbeat(
     """
     async with running.database.connection() as connection:
         state = await fleet.touch(connection, worker_id, principal.owner, beat)
+        stopped = state is WorkerState.QUARANTINED
+        reason = await fleet.reason_of(connection, worker_id) if stopped else None
     verdicts = await queue.heartbeat(running.database, worker_id, beat.leases, running.pace)
     async with running.database.connection() as connection:
         named = [lease.job_id for lease in beat.leases]
         unnamed = await queue.unnamed_leases(connection, worker_id, named, running.pace)
     return HeartbeatAnswer(
-        state=state, leases=verdicts, unnamed=unnamed, heartbeat_seconds=running.settings.heartbeat_seconds
+        state=state,
+        leases=verdicts,
+        unnamed=unnamed,
+        heartbeat_seconds=running.settings.heartbeat_seconds,
+        reason=reason,
     )
 
 
@@ -98,27 +104,28 @@ async def _release(running: Service, key: LeaseKey) -> None:
     running.claims.forget(key.project, held["priority"])
 
 
-async def _steer(running: Service, worker_id: str, state: WorkerState) -> Worker:
-    async with running.database.connection() as connection:
-        return await fleet.steer(connection, worker_id, state, running.pace.lease_seconds)
-
-
 @router.post("/workers/{worker_id}/drain", **route(Role.SUBMIT, 404, 409, unbound=True))
 async def drain_worker(running: ServiceDep, worker_id: WorkerPath) -> Worker:
     """Tell a worker to finish what it holds and to stop."""
-    return await _steer(running, worker_id, WorkerState.DRAIN)
+    async with running.database.connection() as connection:
+        return await fleet.steer(connection, worker_id, WorkerState.DRAIN, running.pace.lease_seconds)
 
 
 @router.post("/workers/{worker_id}/quarantine", **route(Role.SUBMIT, 404, 409, unbound=True))
 async def quarantine_worker(running: ServiceDep, worker_id: WorkerPath) -> Worker:
-    """Tell a worker to claim no more until it is lifted."""
-    return await _steer(running, worker_id, WorkerState.QUARANTINED)
+    """Tell a worker to claim no more until it is lifted. What it charged since its last success is taken back."""
+    async with running.database.transaction() as connection:
+        worker, queued = await quarantine.impose(connection, worker_id, running.pace.lease_seconds)
+    for name in queued:
+        running.claims.forget(name)
+    return worker
 
 
 @router.post("/workers/{worker_id}/lift", **route(Role.SUBMIT, 404, 409, unbound=True))
 async def lift_worker(running: ServiceDep, worker_id: WorkerPath) -> Worker:
-    """Let a drained or quarantined worker claim again."""
-    return await _steer(running, worker_id, WorkerState.RUN)
+    """Let a drained or quarantined worker claim again, with an empty record."""
+    async with running.database.transaction() as connection:
+        return await quarantine.lift(connection, worker_id, running.pace.lease_seconds)
 
 
 @router.post("/workers/{worker_id}/logs", status_code=204, **route(Role.WORKER, 413))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
 
-from job_api import projects, queue, results
+from job_api import projects, quarantine, queue, results
 from job_api.auth import Principal
 from job_api.errors import ResultsMissing
 from job_api.queue import LeaseKey
@@ -216,13 +216,15 @@ async def complete_job(request: Request, project: ProjectPath, job_id: JobPath, 
 async def fail_job(
     running: ServiceDep, principal: CallerDep, project: ProjectPath, job_id: JobPath, failure: Fail
 ) -> LeaseEnded:
-    """End a lease whose job cannot be done; it backs off and is tried again, or has failed for good."""
+    """End a lease whose job cannot be done; it backs off and is tried again, or has failed for good.
+
+    A worker that fails too many different jobs in a row is quarantined, and what it failed is queued again.
+    """
     key = await _key(running, principal, project, job_id, failure)
     async with running.database.transaction() as connection:
-        held = await queue.hold(connection, key, running.pace)
-        state = await queue.fail(
-            connection, held, failure.reason, failure.message, retryable=failure.retryable, pace=running.pace
-        )
+        state, queued = await quarantine.fail(connection, key, failure, running.pace, running.settings.quarantine_after)
+    for name in queued:
+        running.claims.forget(name)
     return LeaseEnded(job_id=job_id, state=state, outcome=Outcome.FAILED)
 
 
