@@ -22,6 +22,7 @@ from job_api.schemas import Lease, MachineLoad, WorkerState
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
+from uworker.eviction import Eviction
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
@@ -80,6 +81,7 @@ class Worker:
             plan(read_machine(), threads_per_process=settings.threads_per_process, processes=settings.processes),
             self._wake,
         )
+        self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
         patient = self._client(60)
         self._reader = Reader(patient, settings, self._wake)
         self._poster = Poster(patient, self._end, self._refuse, snapshot=settings.snapshot)
@@ -130,6 +132,7 @@ class Worker:
                     for thread in (self._journal, self._reader, self._poster, self._claimer):
                         thread.start()
                     self._heart.start(heartbeat_seconds)
+                    self._eviction.start()
                     self._work()
             finally:
                 self._shut_down()
@@ -187,7 +190,7 @@ class Worker:
             self._display.show(jobs=self._jobs_done, images=self._images_done, speed=self._speed(), doing=doing)
 
     def _is_over(self) -> bool:
-        if self._signals or self._exit_code is not None:
+        if self._signals or self._eviction.notice is not None or self._exit_code is not None:
             return True
         if self._held():
             return False
@@ -263,6 +266,8 @@ class Worker:
             time.monotonic() - began,
         )
         self._journal.finish(JOURNAL_SECONDS)
+        # Last: from now on the machine may go at any moment.
+        self._eviction.finish()
 
     def _say_goodbye(self) -> None:
         self._leave = threading.Event()
