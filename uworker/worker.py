@@ -23,6 +23,7 @@ from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
 from uworker.eviction import Eviction
+from uworker.faults import FaultLog
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
@@ -73,6 +74,7 @@ class Worker:
         self._jobs_done = 0
         self._images_done = 0
         self._finished_at: deque[float] = deque()
+        self._faults = FaultLog()
         secret_filter = SecretFilter(settings.secrets)
         self._display = Display(secret_filter, settings.log_level)
         self._journal = Journal(self._client(3), self.worker_id, secret_filter)
@@ -226,6 +228,7 @@ class Worker:
                 if (owner := self._owners.pop(task_id, None)) is not None:
                     holding, image = owner
                     holding.finish(task_id, image, row)
+                    self._faults.note(holding, image, report)
                     self._images_done += 1
                     self._finished_at.append(time.monotonic())
                     self._poster.wake()
