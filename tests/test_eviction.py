@@ -1,7 +1,9 @@
 """A cloud takes the machine away: its metadata service says so, and the worker leaves in good order."""
 
+import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, serving
 from tests.serving import wait_for
+from uworker.clouds import MAX_ANSWER_BYTES, Metadata, MetadataError
 from uworker.eviction import FAILURES_BEFORE_WARNING, Eviction
 
 PROJECT = "patents"
@@ -344,6 +347,33 @@ def test_a_service_that_hangs_is_given_up_and_asked_again(watch: Watcher) -> Non
     with serving(answer) as server:
         assert watch("gcp", server).notice
         assert len(held) > 1
+
+
+def test_an_answer_without_end_is_given_up() -> None:
+    with serving([Answer(200, "x" * (MAX_ANSWER_BYTES + 1))]) as server, pytest.raises(MetadataError, match="no end"):
+        Metadata(server.root).ask("GET", "/", {})
+
+
+def test_an_answer_that_drips_is_given_up() -> None:
+    over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not over.wait(0.02):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        try:
+            with pytest.raises(MetadataError, match="no end"):
+                Metadata(f"http://127.0.0.1:{listener.getsockname()[1]}").ask("GET", "/", {}, seconds=0.5)
+        finally:
+            over.set()
+            thread.join(WAIT_SECONDS)
 
 
 def test_outside_of_a_cloud_nothing_is_said_and_nothing_asked_again(

@@ -107,8 +107,11 @@ def test_images_that_fail_are_found_in_the_central_log(
     statuses = {row["image"]: row["status"] for row in admin.results("patents")}
     failed = {"odd.png": "engine_error", "odd too.png": "engine_error", "poison.png": "crashed"}
     assert statuses == failed | {"good.png": "recognised"}
-    lines = [line for line in admin.logs("patents", job_id=1, level="warning") if line.image]
-    assert {(line.job_id, line.lease_seq, line.worker_id) for line in lines} == {(1, 1, next(admin.workers()).id)}
+    [seen] = admin.workers()
+    wanted = {"job_id": 1, "worker_id": seen.id, "level": "warning"}
+    lines = [line for line in admin.logs("patents", **wanted) if line.image]
+    assert list(admin.logs("patents", **wanted | {"worker_id": "another"})) == []
+    assert {(line.job_id, line.lease_seq, line.worker_id) for line in lines} == {(1, 1, seen.id)}
     [raised] = [line for line in lines if line.traceback]
     assert raised.image in ("odd.png", "odd too.png")
     assert raised.traceback is not None
