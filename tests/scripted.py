@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +22,7 @@ class Asked:
     query: dict[str, str]
     authorization: str | None
     body: Any
+    headers: Message = field(default_factory=Message)
 
 
 @dataclass
@@ -100,6 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             {key: values[-1] for key, values in parse_qs(url.query).items()},
             self.headers.get("Authorization"),
             json.loads(body) if body else None,
+            self.headers,
         )
         server.asked.append(asked)
         answer = server.script(asked)

@@ -285,3 +285,40 @@ def test_lines_that_are_refused_for_good_do_not_hold_up_later_ones(log: logging.
         log.info("good")
         journal.finish(WAIT_SECONDS)
     assert messages == ["good"]
+
+
+def test_the_traceback_of_another_process_travels_like_ones_own(
+    attach: Attach, service: Service, log: logging.Logger
+) -> None:
+    journal = attach(SECRET)
+    trace = f"Traceback (most recent call last):\nValueError: {SECRET}\n"
+    log.warning("a.png failed", extra={"lease": LEASE, "image": "a.png", "traceback": trace})
+    journal.finish(WAIT_SECONDS)
+    [line] = service.lines
+    assert line["traceback"] == trace.replace(SECRET, BLANKED)
+    assert (line["job_id"], line["image"]) == (17, "a.png")
+
+
+def test_the_traceback_of_another_process_is_shown_to_people_too() -> None:
+    record = logging.makeLogRecord({"levelname": "WARNING", "msg": "a.png failed", "traceback": f"Trace:\n {SECRET}\n"})
+    assert LineFormatter(SecretFilter([SECRET])).format(record).endswith(f"WARNING a.png failed\nTrace:\n {BLANKED}")
+
+
+def test_lines_that_never_reached_the_service_are_counted_at_the_end(
+    attach: Attach, service: Service, log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.away.set()
+    journal = attach()
+    for number in range(3):
+        log.info("%d", number)
+    journal.finish(WAIT_SECONDS)
+    assert "3 log lines did not reach the service" in caplog.text
+
+
+def test_nothing_is_said_at_the_end_where_all_lines_arrived(
+    attach: Attach, log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = attach()
+    log.info("a line")
+    journal.finish(WAIT_SECONDS)
+    assert "did not reach" not in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.plugins.model import DrawnSamples
 from uworker import child
 from uworker.demo.samples import draw_awkward
 from uworker.recogniser import EXIT_CANNOT_LOAD
+from uworker.tasks import Fault
 from uworker.weights import find_weights
 
 DEADLINE_SECONDS = 90
@@ -26,6 +28,9 @@ DEADLINE_SECONDS = 90
 
 class Talk:
     """A recogniser process at the other end of a socket."""
+
+    fault: Fault | None = None
+    """What came with the last row."""
 
     def __init__(self, home: Path, **config: Any) -> None:
         ours, theirs = socket.socketpair()
@@ -48,6 +53,12 @@ class Talk:
         assert isinstance(message, dict)
         return message
 
+    def printed(self) -> list[str]:
+        """What it has printed, once it has ended with its socket."""
+        self.connection.close()
+        said, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
+        return said.decode(errors="replace").splitlines()
+
     def send(self, task_id: int, data: bytes) -> None:
         self.connection.send_bytes(json.dumps({"task_id": task_id}).encode())
         self.connection.send_bytes(data)
@@ -58,6 +69,7 @@ class Talk:
         assert self.hear() == {"kind": "started", "task_id": 7}
         answer = self.hear()
         assert (answer["kind"], answer["task_id"]) == ("finished", 7)
+        self.fault = Fault(**answer["fault"]) if "fault" in answer else None
         row = answer["row"]
         assert isinstance(row, dict)
         NewResult.model_validate({"image": "a.png", **row})
@@ -67,7 +79,8 @@ class Talk:
         return self.process.wait(DEADLINE_SECONDS)
 
     def end(self) -> None:
-        self.connection.close()
+        if not self.connection.closed:
+            self.connection.close()
         self.process.kill()
         self.process.communicate()
 
@@ -175,6 +188,34 @@ def test_an_engines_bare_exception_gives_its_context_as_the_reason(talk: Open) -
     assert row["status"] == "engine_error"
     assert row["error_message"].startswith("ValueError: invalid literal for int()")
     assert opened.ask(picture(3))["smiles"] == "CCC"
+
+
+def test_what_an_engine_raises_comes_with_its_traceback_beside_the_row(talk: Open) -> None:
+    opened = talk()
+    assert opened.hear()["kind"] == "ready"
+    row = opened.ask(picture(engines.RAISE))
+    assert not any("Traceback" in str(value) for value in row.values())
+    first = opened.fault
+    assert first is not None
+    assert first.traceback.startswith("Traceback (most recent call last):")
+    assert "ValueError: invalid literal for int() with base 10: 'the reason'" in first.traceback
+    assert "During handling of the above exception" in first.traceback
+    assert re.fullmatch(r"Exception at engines\.py:\d+ after ValueError at engines\.py:\d+", first.kind)
+    opened.ask(picture(engines.EMPTY))
+    assert opened.fault is None
+    opened.ask(picture(3))
+    assert opened.fault is None
+    opened.ask(picture(engines.RAISE))
+    assert opened.fault == first
+
+
+def test_decimer_and_tensorflow_print_nothing_of_their_own(
+    talk: Open, miniature_home: Path, samples: DrawnSamples
+) -> None:
+    opened = talk(miniature_home, engine="decimer")
+    assert opened.hear()["kind"] == "ready"
+    assert opened.ask(samples.items[0].path.read_bytes())["status"] == "recognised"
+    assert opened.printed() == []
 
 
 def test_a_truncated_answer_is_flagged(talk: Open) -> None:

@@ -250,6 +250,16 @@ def test_a_process_that_does_not_get_ready_is_killed(supervise: Supervise) -> No
     assert "not ready after 0.5 s" in watched.logs[0]
 
 
+def test_what_an_engine_raised_is_reported_beside_the_row(supervise: Supervise) -> None:
+    watched = supervise()
+    watched.submit(engines.RAISE, 2)
+    watched.finish(2)
+    faults = {finished.task_id: finished.fault for finished in watched.finished}
+    assert faults[1] is None
+    assert faults[0] is not None
+    assert "ValueError: invalid literal" in faults[0].traceback
+
+
 def test_a_flood_of_output_stalls_nothing_and_is_passed_on(supervise: Supervise) -> None:
     watched = supervise(threads=2)
     watched.submit(engines.FLOOD, 2, engines.FLOOD, 3)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from uworker.journal import CHILDREN_LOGGER, LineFormatter, SecretFilter
+from uworker.noise import quieten
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,7 @@ class Display:
         root.setLevel(level)
         root.addHandler(handler)
         logging.getLogger(CHILDREN_LOGGER).setLevel(logging.DEBUG)
-        for noisy in ("httpx", "httpcore", "filelock"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        quieten(root.level)
 
     def __enter__(self) -> Self:
         self._progress.start()

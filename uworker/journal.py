@@ -15,6 +15,8 @@ from job_api.client import ApiError, Client, ClientError
 from job_api.schemas import Lease, LogLevel, LogLine
 from job_api.text import MAX_TRACEBACK_CHARS, clean_text
 
+_log = logging.getLogger(__name__)
+
 MAX_LINES_KEPT = 20_000
 LINES_PER_POST = 500
 POST_SECONDS = 2.0
@@ -58,8 +60,10 @@ class LineFormatter(logging.Formatter):
         return datetime.fromtimestamp(record.created, UTC).strftime(datefmt or "%Y-%m-%dT%H:%M:%SZ")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return self._secrets.blank(super().format(record))
+        """The line, and below it the traceback, be it of an exception here or of one in a recogniser."""
+        line = super().format(record)
+        trace = getattr(record, "traceback", None)
+        return self._secrets.blank(f"{line}\n{trace.rstrip()}" if isinstance(trace, str) else line)
 
 
 class Journal(logging.Handler):
@@ -99,9 +103,10 @@ class Journal(logging.Handler):
 
     def _line(self, record: logging.LogRecord) -> LogLine:
         lease: Lease | None = getattr(record, "lease", None)
-        trace = None
+        trace = getattr(record, "traceback", None)
         if record.exc_info and record.exc_info[0] is not None:
             trace = "".join(traceback.format_exception(*record.exc_info))
+        if isinstance(trace, str):
             # Of a long one the end is kept: it says what happened.
             trace = clean_text(self._secrets.blank(trace), len(trace) * 4)[-MAX_TRACEBACK_CHARS:]
         image = getattr(record, "image", None)
@@ -117,12 +122,16 @@ class Journal(logging.Handler):
         )
 
     def finish(self, seconds: float) -> None:
-        """Send what is there, at most for `seconds`."""
+        """Send what is there, at most for `seconds`; what cannot be sent is counted on this machine's console."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(seconds)
+            with self._changed:
+                left = len(self._lines) + self._dropped
+            if left:
+                _log.warning("%d log lines did not reach the service; those that were shown are here alone", left)
 
     def _post_for_ever(self) -> None:
         while True:

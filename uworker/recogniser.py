@@ -5,7 +5,8 @@ whole messages, framed by `multiprocessing.connection.Connection` and never pick
 
 - in: the configuration (JSON), then for each image a header `{"task_id": 1}` and after it the file's bytes;
 - out: `{"kind": "ready", "run": {...}}` or `{"kind": "cannot_load", "message": "..."}`, then for each image
-  `{"kind": "started", "task_id": 1}` before it is touched and `{"kind": "finished", "task_id": 1, "row": {...}}`.
+  `{"kind": "started", "task_id": 1}` before it is touched and `{"kind": "finished", "task_id": 1, "row": {...}}`, which
+  where something was raised over the image has the fields of `tasks.Fault` in `fault`, for the log.
 
 When the socket closes, the process ends at once: it never outlives its supervisor.
 """
@@ -20,11 +21,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job_api.text import MAX_SMILES_CHARS, clean_text
+from job_api.text import MAX_SMILES_CHARS, MAX_TRACEBACK_CHARS, clean_text
+from uworker.noise import quieten
 
 if TYPE_CHECKING:
     from uworker.engines import Engine
@@ -34,6 +38,7 @@ EXIT_CRASHED = 1
 EXIT_CANNOT_LOAD = 3
 
 _PR_SET_PDEATHSIG = 1
+_MAX_CHAIN = 10
 
 Tasks = queue.SimpleQueue[tuple[int, bytes]]
 
@@ -66,6 +71,7 @@ class Channel:
 def main(argv: list[str]) -> None:
     """Serve the socket whose file descriptor is `argv[1]`. Never returns."""
     _leave_signals_to_the_supervisor()
+    quieten()
     descriptor = int(argv[1])
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
@@ -121,15 +127,27 @@ def _serve(engine: "Engine", max_pixels: int, tasks: Tasks, channel: Channel) ->
         while True:
             task_id, data = tasks.get()
             channel.send({"kind": "started", "task_id": task_id})
-            channel.send({"kind": "finished", "task_id": task_id, "row": recognise(engine, data, max_pixels)})
+            channel.send(_finish(engine, task_id, data, max_pixels))
     except BaseException:  # noqa: BLE001 (a thread that ended alone would leave its image unanswered)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(EXIT_CRASHED)
 
 
-def recognise(engine: "Engine", data: bytes, max_pixels: int) -> dict[str, Any]:
-    """Return what becomes of one image: the fields of `schemas.NewResult` but for `image`, ready for JSON."""
+def _finish(engine: "Engine", task_id: int, data: bytes, max_pixels: int) -> dict[str, Any]:
+    """Return the message that says what became of an image."""
+    # Written out at once: an exception holds on to the image's pixels.
+    faults: list[dict[str, str]] = []
+    row = recognise(engine, data, max_pixels, lambda error: faults.append(_fault(error)))
+    message = {"kind": "finished", "task_id": task_id, "row": row}
+    return message | {"fault": faults[0]} if faults else message
+
+
+def recognise(engine: "Engine", data: bytes, max_pixels: int, on_error: Callable[[Exception], None]) -> dict[str, Any]:
+    """Return what becomes of one image: the fields of `schemas.NewResult` but for `image`, ready for JSON.
+
+    What the engine or RDKit raises is told `on_error`, and is in the row in one line.
+    """
     from uworker import screening  # noqa: PLC0415 (Pillow)
 
     began = time.monotonic()
@@ -144,17 +162,18 @@ def recognise(engine: "Engine", data: bytes, max_pixels: int) -> dict[str, Any]:
         "error_message": screened.error_message and clean_text(screened.error_message),
     }
     if screened.pixels is not None:
-        row |= _answer(engine, screened.pixels)
+        row |= _answer(engine, screened.pixels, on_error)
     row["duration_ms"] = round((time.monotonic() - began) * 1000)
     return row
 
 
-def _answer(engine: "Engine", pixels: Any) -> dict[str, Any]:
+def _answer(engine: "Engine", pixels: Any, on_error: Callable[[Exception], None]) -> dict[str, Any]:
     from uworker import chemistry  # noqa: PLC0415 (RDKit)
 
     try:
         recognition = engine.recognise(pixels)
     except Exception as error:  # noqa: BLE001 (an engine may raise anything; it costs this image only)
+        on_error(error)
         return {"status": "engine_error", "error_message": clean_text(_reason(error))}
     confidence = chemistry.confidence_of(probability for _, probability in recognition.tokens)
     truncated = chemistry.is_truncated(recognition.smiles, recognition.tokens)
@@ -171,6 +190,7 @@ def _answer(engine: "Engine", pixels: Any) -> dict[str, Any]:
     try:
         checked = chemistry.check_smiles(recognition.smiles)
     except Exception as error:  # noqa: BLE001 (the answer stands, also where RDKit fails on it)
+        on_error(error)
         return fields | {"error_message": clean_text(f"RDKit: {_reason(error)}")}
     return fields | {
         "is_valid": checked.is_valid,
@@ -186,6 +206,25 @@ def _reason(error: BaseException) -> str:
     if not str(error) and error.__context__ is not None:
         return _reason(error.__context__)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _fault(error: BaseException) -> dict[str, str]:
+    """Return the fields of `tasks.Fault`: those of one kind have the same origin, whatever they say."""
+    kind = " after ".join(f"{type(e).__name__} at {_origin(e)}" for e in islice(_chain(error), _MAX_CHAIN))
+    # Of a long one the end is kept: it says what happened.
+    return {"kind": kind, "traceback": "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]}
+
+
+def _origin(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception, and those in whose handling it arose."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -48,6 +48,14 @@ class WorkerSettings(BaseSettings):
     )
     snapshot: str | None = Field(default=None, description="name of the software's snapshot, kept in every row")
     hostname: str = Field(default_factory=socket.gethostname, description="this machine's name in the fleet")
+    eviction: Literal["auto", "azure", "aws", "gcp", "off"] = Field(
+        default="auto", description="whose eviction notices end the worker: auto, azure, aws, gcp or off"
+    )
+    metadata_root: str = Field(
+        default="http://169.254.169.254",
+        pattern=r"^https?://[^\s/]+/?$",
+        description="address of the cloud's metadata service",
+    )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @field_validator("source_allow", mode="before")

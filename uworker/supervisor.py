@@ -15,7 +15,7 @@ from job_api.schemas import EngineRun, ResultStatus
 from job_api.text import clean_text
 from uworker.child import EXIT_CANNOT_LOAD, Child, Events, Gone, Message, Wake, describe_exit
 from uworker.seat import LONGEST_BACKOFF_SECONDS, Seat, Work
-from uworker.tasks import CannotLoad, EngineReady, Finished, ImageTask, RecogniserConfig, Report
+from uworker.tasks import CannotLoad, EngineReady, Fault, Finished, ImageTask, RecogniserConfig, Report
 
 MAX_DEATHS_BEFORE_READY = 3
 """Children that may die in a row while none was ever ready, before the engine counts as one that cannot load."""
@@ -169,7 +169,8 @@ class Supervisor:
             case "finished":
                 seat.failures = 0
                 seat.started_at.pop(content["task_id"], None)
-                self._finish(seat.hands.pop(content["task_id"]), content["row"])
+                fault = Fault(**content["fault"]) if "fault" in content else None
+                self._finish(seat.hands.pop(content["task_id"]), content["row"], fault)
 
     def _bury(self, seat: Seat, gone: Gone) -> None:
         """Empty the seat of a dead process and decide what becomes of the images in its hands."""
@@ -216,10 +217,10 @@ class Supervisor:
         row["image_sha256"] = hashlib.sha256(work.task.data).hexdigest()
         self._finish(work, row if seconds is None else row | {"duration_ms": round(seconds * 1000)})
 
-    def _finish(self, work: Work, row: dict[str, Any]) -> None:
+    def _finish(self, work: Work, row: dict[str, Any], fault: Fault | None = None) -> None:
         if self._is_wanted(work):
             del self._open[work.task.task_id]
-            self._reports.append(Finished(work.task.task_id, row))
+            self._reports.append(Finished(work.task.task_id, row, fault))
 
     def _give_up(self, message: str) -> None:
         if not self._cannot_load:

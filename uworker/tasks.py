@@ -41,11 +41,20 @@ class ImageTask:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What an engine raised over an image: `kind` is equal for equal faults, `traceback` as Python writes it."""
+
+    kind: str
+    traceback: str
+
+
+@dataclass(frozen=True)
 class Finished:
-    """What became of an image: `row` has the fields of `schemas.NewResult` but for `image`."""
+    """What became of an image: `row` has the fields of `schemas.NewResult` but for `image`; `fault` is for the log."""
 
     task_id: int
     row: dict[str, Any]
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)

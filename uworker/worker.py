@@ -22,6 +22,8 @@ from job_api.schemas import Lease, MachineLoad, WorkerState
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
+from uworker.eviction import Eviction
+from uworker.faults import FaultLog
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
@@ -74,6 +76,7 @@ class Worker:
         self._jobs_done = 0
         self._images_done = 0
         self._finished_at: deque[float] = deque()
+        self._faults = FaultLog()
         secret_filter = SecretFilter(settings.secrets)
         self._display = Display(secret_filter, settings.log_level)
         self._journal = Journal(self._client(3), self.worker_id, secret_filter)
@@ -82,6 +85,7 @@ class Worker:
             plan(read_machine(), threads_per_process=settings.threads_per_process, processes=settings.processes),
             self._wake,
         )
+        self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
         patient = self._client(60)
         self._reader = Reader(patient, settings, self._wake)
         self._poster = Poster(patient, self._end, self._refuse, snapshot=settings.snapshot)
@@ -132,6 +136,7 @@ class Worker:
                     for thread in (self._journal, self._reader, self._poster, self._claimer):
                         thread.start()
                     self._heart.start(heartbeat_seconds)
+                    self._eviction.start()
                     self._work()
             finally:
                 self._shut_down()
@@ -189,7 +194,7 @@ class Worker:
             self._display.show(jobs=self._jobs_done, images=self._images_done, speed=self._speed(), doing=doing)
 
     def _is_over(self) -> bool:
-        if self._signals or self._exit_code is not None:
+        if self._signals or self._eviction.notice is not None or self._exit_code is not None:
             return True
         if self._held():
             return False
@@ -230,6 +235,7 @@ class Worker:
                 if (owner := self._owners.pop(task_id, None)) is not None:
                     holding, image = owner
                     holding.finish(task_id, image, row)
+                    self._faults.note(holding, image, report)
                     self._images_done += 1
                     self._finished_at.append(time.monotonic())
                     self._poster.wake()
@@ -270,6 +276,8 @@ class Worker:
             time.monotonic() - began,
         )
         self._journal.finish(JOURNAL_SECONDS)
+        # Last: from now on the machine may go at any moment.
+        self._eviction.finish()
 
     def _say_goodbye(self) -> None:
         self._leave = threading.Event()
