@@ -7,8 +7,6 @@ from uworker.tasks import ImageTask, RecogniserConfig
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
-CLOSING_SECONDS = 10.0
-"""What a process that was told to end may take for it."""
 
 
 @dataclass(eq=False)
@@ -74,7 +72,7 @@ class Seat:
         if self.doomed:
             return float("inf")
         if self.closing_at is not None:
-            return self.closing_at + CLOSING_SECONDS
+            return self.closing_at + config.end_timeout_seconds
         answers = [at + config.image_timeout_seconds for at in self.started_at.values()]
         return min(answers, default=float("inf")) if self.ready else self.spawned_at + config.load_timeout_seconds
 
@@ -83,7 +81,8 @@ class Seat:
         if self.child is None or self.doomed:
             return None
         if self.closing_at is not None:
-            return "it did not end when it was told to" if now - self.closing_at >= CLOSING_SECONDS else None
+            late = now - self.closing_at >= config.end_timeout_seconds
+            return "it did not end when it was told to" if late else None
         if not self.ready:
             late = now - self.spawned_at >= config.load_timeout_seconds
             return f"not ready after {config.load_timeout_seconds:g} s" if late else None
