@@ -19,7 +19,7 @@ from tests import engines
 from tests.engines import picture
 from tests.plugins.model import DrawnSamples
 from tests.serving import wait_for
-from uworker.seat import Seat
+from uworker.seat import FIRST_BACKOFF_SECONDS, Seat
 from uworker.supervisor import CannotLoad, EngineReady, Finished, ImageTask, RecogniserConfig, Report, Supervisor
 
 DEADLINE_SECONDS = 90.0
@@ -466,6 +466,7 @@ def test_a_retiring_process_that_dies_costs_no_image_and_is_not_started_again(su
     watched = supervise(processes=2, threads=2)
     watched.wait_ready(2)
     watched.submit(*[engines.LINGER] * 8)
+    both = set(watched.supervisor.pids())
     leaving = min(watched.supervisor._seats, key=lambda seat: len(seat.hands))
     assert leaving.child is not None
     victim = leaving.child.pid
@@ -473,8 +474,11 @@ def test_a_retiring_process_that_dies_costs_no_image_and_is_not_started_again(su
     os.kill(victim, signal.SIGKILL)
     assert {row["status"] for row in watched.finish(8).values()} == {"recognised"}
     assert any(f"recogniser {victim} died" in log for log in watched.logs)
+    # As long as a restart would take.
+    until = time.monotonic() + 2 * FIRST_BACKOFF_SECONDS
+    watched.poll_until(lambda: time.monotonic() > until)
     assert (watched.supervisor.processes, watched.supervisor.retiring) == (1, 0)
-    watched.poll_until(lambda: len(watched.supervisor.pids()) == 1)
+    assert watched.pids == both
 
 
 def test_a_hung_image_does_not_keep_a_process_from_retiring(supervise: Supervise) -> None:

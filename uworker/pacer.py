@@ -31,16 +31,17 @@ class Pacer:
         self._looked_at = float("-inf")
         self._changed_at = time.monotonic()
         self._bearable_threads: int | None = None
-        self.threads = plan.threads
+        self.threads = plan.threads * (plan.processes if plan.fixed else 1)
         """Images that may be recognised at once, loaded or not."""
         self.machine_load = MachineLoad()
         """What the worker tells of its machine; without the speed."""
 
     def begin(self, supervisor: Supervisor) -> None:
-        """Take over new recognisers; what the last ones did says nothing about them."""
+        """Take over new recognisers: what the last ones had in memory is gone, what others use is not."""
         self._bearable_threads = None
         self._changed_at = time.monotonic()
-        self.threads = supervisor.limit
+        self.threads = min(self.threads, supervisor.limit)
+        supervisor.resize(supervisor.processes, self.threads)
 
     def look(self, supervisor: Supervisor | None) -> None:
         """Read the machine, if it is time, and let the recognisers be as many as it bears."""
