@@ -27,6 +27,8 @@ HANG_ONCE = 212
 COMPANY = 213
 """Answers CC as soon as another image has been active beside it, else C."""
 COMPANY_SECONDS = 20
+LINGER_AND_COUNT = 214
+"""Lingers and counts how many images are active then."""
 FLOOD_BYTES = 4_000_000
 LINGER_SECONDS = 0.2
 
@@ -87,7 +89,7 @@ class PixelEngine:
                 return Recognition("CCO", [("C", 0.5), ("C", 0.25)])
             case _ if code == COUNT_ACTIVE:
                 code = active
-            case _ if code == HANG_ONCE:
+            case _ if code in (HANG_ONCE, LINGER_AND_COUNT):
                 code = self._active
             case _ if code == COMPANY:
                 code = 2 if self._company.wait(COMPANY_SECONDS) else 1
@@ -99,7 +101,7 @@ class PixelEngine:
             threading.Event().wait()
         while code == GATE and not Path(self._options["gate"]).exists():
             time.sleep(0.01)
-        if code in (LINGER, HANG_ONCE):
+        if code in (LINGER, HANG_ONCE, LINGER_AND_COUNT):
             time.sleep(LINGER_SECONDS)
 
 

@@ -18,7 +18,8 @@ from job_api.schemas import NewResult
 from tests import engines
 from tests.engines import picture
 from tests.plugins.model import DrawnSamples
-from uworker.seat import Seat
+from tests.serving import wait_for
+from uworker.seat import FIRST_BACKOFF_SECONDS, Seat
 from uworker.supervisor import CannotLoad, EngineReady, Finished, ImageTask, RecogniserConfig, Report, Supervisor
 
 DEADLINE_SECONDS = 90.0
@@ -95,6 +96,7 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
             max_pixels=64_000_000,
             image_timeout_seconds=timeout,
             load_timeout_seconds=overrides.get("load_timeout", 120),
+            end_timeout_seconds=overrides.get("end_timeout", 10),
         )
         lines: list[str] = []
         logs: list[str] = []
@@ -405,3 +407,171 @@ def test_importing_the_parents_side_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[] True"
+
+
+# --- more and fewer of them ---
+
+
+def test_processes_are_added_while_others_work(supervise: Supervise) -> None:
+    watched = supervise()
+    watched.wait_ready()
+    first = watched.supervisor.pids()
+    watched.supervisor.resize(2, 2)
+    assert watched.supervisor.free_slots() == 4
+    watched.submit(engines.LINGER, engines.LINGER, 1, 2)
+    watched.wait_ready(2)
+    assert {row["status"] for row in watched.finish(4).values()} == {"recognised"}
+    assert len(watched.supervisor.ready_pids()) == 2
+    assert watched.supervisor.pids()[0] == first[0]
+
+
+def test_a_retiring_process_finishes_what_is_in_its_hands_and_is_given_nothing_more(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    watched = supervise(processes=2, options={"gate": str(gate)})
+    watched.wait_ready(2)
+    watched.submit(*[engines.GATE] * 4)
+    watched.poll_until(lambda: len(watched.supervisor._seats[0].started_at) == 1)
+    both = set(watched.supervisor.pids())
+    watched.supervisor.resize(1, 1)
+    assert (watched.supervisor.processes, watched.supervisor.retiring) == (1, 1)
+    assert len(watched.supervisor.ready_pids()) == 1
+    assert set(watched.supervisor.pids()) == both
+    assert watched.supervisor.free_slots() == 0
+    gate.touch()
+    watched.submit(1, 2, 3, first=4)
+    rows = watched.finish(7)
+    assert {row["status"] for row in rows.values()} == {"recognised"}
+    watched.poll_until(lambda: watched.supervisor.retiring == 0)
+    wait_gone(both - set(watched.supervisor.pids()))
+    watched.poll_until(lambda: len(watched.supervisor.pids()) == 1)
+    assert watched.supervisor.ready_pids() == watched.supervisor.pids()
+    assert watched.logs == [], "it did not die"
+
+
+def test_one_process_stays_whatever_is_asked_for(supervise: Supervise) -> None:
+    watched = supervise(processes=3)
+    watched.supervisor.resize(0, 0)
+    watched.submit(1)
+    assert watched.finish(1)[0]["smiles"] == "C"
+    assert (watched.supervisor.processes, watched.supervisor.limit) == (1, 1)
+    watched.poll_until(lambda: len(watched.supervisor.pids()) == 1)
+    assert watched.logs == []
+
+
+def test_the_process_that_is_not_ready_retires_first(supervise: Supervise) -> None:
+    watched = supervise()
+    watched.wait_ready()
+    ready = watched.supervisor.pids()
+    watched.supervisor.resize(2, 2)
+    watched.pids |= set(watched.supervisor.pids())
+    watched.supervisor.resize(1, 1)
+    watched.poll_until(lambda: watched.supervisor.pids() == ready)
+    assert watched.supervisor.ready_pids() == ready
+    assert watched.logs == []
+
+
+def test_a_retiring_process_that_dies_costs_no_image_and_is_not_started_again(supervise: Supervise) -> None:
+    watched = supervise(processes=2, threads=2)
+    watched.wait_ready(2)
+    watched.submit(*[engines.LINGER] * 8)
+    both = set(watched.supervisor.pids())
+    leaving = min(watched.supervisor._seats, key=lambda seat: len(seat.hands))
+    assert leaving.child is not None
+    victim = leaving.child.pid
+    watched.supervisor.resize(1, 2)
+    os.kill(victim, signal.SIGKILL)
+    assert {row["status"] for row in watched.finish(8).values()} == {"recognised"}
+    assert any(f"recogniser {victim} died" in log for log in watched.logs)
+    # As long as a restart would take.
+    until = time.monotonic() + 2 * FIRST_BACKOFF_SECONDS
+    watched.poll_until(lambda: time.monotonic() > until)
+    assert (watched.supervisor.processes, watched.supervisor.retiring) == (1, 0)
+    assert watched.pids == both
+
+
+def test_a_hung_image_does_not_keep_a_process_from_retiring(supervise: Supervise) -> None:
+    watched = supervise(processes=2, timeout=1.5)
+    watched.wait_ready(2)
+    watched.submit(engines.HANG, engines.HANG)
+    watched.supervisor.resize(1, 1)
+    assert [row["status"] for row in watched.finish(2).values()] == ["timeout", "timeout"]
+    watched.poll_until(lambda: watched.supervisor.retiring == 0)
+    watched.submit(1, first=2)
+    assert watched.finish(3)[2]["smiles"] == "C"
+
+
+def test_a_process_that_does_not_end_when_it_is_told_to_is_killed(supervise: Supervise) -> None:
+    watched = supervise(processes=2, end_timeout=0.5)
+    watched.wait_ready(2)
+    for pid in watched.supervisor.pids():
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
+    watched.supervisor.resize(1, 1)
+    watched.poll_until(lambda: len(watched.supervisor.pids()) == 1)
+    assert ["did not end when it was told to" in log for log in watched.logs] == [True]
+    os.kill(watched.supervisor.pids()[0], signal.SIGCONT)
+
+
+def test_a_dead_process_that_waits_for_its_restart_can_retire(supervise: Supervise) -> None:
+    watched = supervise(processes=2)
+    watched.wait_ready(2)
+    victim = watched.supervisor.pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    watched.poll_until(lambda: victim not in watched.supervisor.pids())
+    watched.supervisor.resize(1, 1)
+    assert (watched.supervisor.processes, watched.supervisor.retiring) == (1, 0)
+    watched.submit(1)
+    watched.finish(1)
+    assert len(watched.supervisor.pids()) == 1
+
+
+def test_suspects_are_tried_alone_also_while_processes_come_and_go(supervise: Supervise) -> None:
+    watched = supervise(processes=2, threads=2)
+    codes = [engines.LINGER, engines.KILL, engines.LINGER, engines.KILL, *[engines.LINGER] * 8]
+    watched.submit(*codes)
+    for processes, done in ((1, 2), (3, 4), (1, 8), (2, 10)):
+        watched.poll_until(lambda done=done: len(watched.finished) >= done)  # type: ignore[misc]
+        watched.supervisor.resize(processes, 2 * processes)
+    rows = watched.finish(len(codes))
+    expected = ["crashed" if code == engines.KILL else "recognised" for code in codes]
+    assert [rows[place]["status"] for place in range(len(codes))] == expected
+
+
+# --- fewer images at once than threads ---
+
+
+def test_a_limit_keeps_threads_idle_and_can_be_lifted(supervise: Supervise) -> None:
+    """Two images that count who is active beside them see nobody under a limit of one, and each other without it."""
+    watched = supervise(threads=4)
+    watched.wait_ready()
+    watched.supervisor.resize(1, 1)
+    assert watched.supervisor.free_slots() == 2
+    watched.submit(*[engines.LINGER_AND_COUNT] * 4)
+    assert [row["smiles"] for row in watched.finish(4).values()] == ["C"] * 4
+    watched.supervisor.resize(1, 4)
+    watched.submit(*[engines.COMPANY] * 2, first=4)
+    rows = watched.finish(6)
+    assert [rows[4]["smiles"], rows[5]["smiles"]] == ["CC", "CC"]
+
+
+def test_a_limit_holds_for_all_processes_together(supervise: Supervise) -> None:
+    watched = supervise(processes=2, threads=2)
+    watched.wait_ready(2)
+    watched.supervisor.resize(2, 3)
+    watched.submit(*[engines.LINGER] * 12)
+    most = 0
+    while len(watched.finished) < 12:
+        most = max(most, sum(len(seat.hands) for seat in watched.supervisor._seats))
+        watched.reports += watched.supervisor.poll(0.5)
+    assert most == 3
+
+
+def test_under_a_limit_of_one_a_suspect_gets_its_turn(supervise: Supervise) -> None:
+    watched = supervise(processes=2, threads=2)
+    watched.wait_ready(2)
+    watched.supervisor.resize(2, 1)
+    watched.submit(1, engines.KILL, 2, 3)
+    rows = watched.finish(4)
+    assert [rows[i]["status"] for i in range(4)] == ["recognised", "crashed", "recognised", "recognised"]

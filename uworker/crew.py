@@ -1,6 +1,7 @@
 """The recognisers a worker has at the moment: loaded for one engine, changed when a job needs another.
 
-Owned by the main thread. Weights are fetched and checked in a thread, so that a download holds nothing up.
+They are as many as the machine bears. Owned by the main thread. Weights are fetched and checked in a thread, so that a
+download holds nothing up.
 """
 
 import logging
@@ -8,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from job_api.schemas import MachineLoad
 from uworker.holding import Holding
 from uworker.journal import CHILDREN_LOGGER
-from uworker.scaling import Plan
+from uworker.pacer import Pacer
+from uworker.scaling import Plan, Thresholds
 from uworker.settings import WorkerSettings
 from uworker.supervisor import Supervisor
 from uworker.tasks import ImageTask, RecogniserConfig, Report
@@ -30,7 +33,7 @@ class Crew:
 
     Args:
         settings: limits, and where the weights are.
-        plan: how many processes and threads.
+        plan: how many processes there may be, and how many threads each of them has.
         wake: makes the main loop look again; from any thread.
     """
 
@@ -38,6 +41,7 @@ class Crew:
         self._settings = settings
         self.plan = plan
         self._wake = wake
+        self._pacer = Pacer(plan, Thresholds(settings.start_below_percent / 100, settings.memory_high_percent / 100))
         self._key: EngineKey | None = None
         self._supervisor: Supervisor | None = None
         self._fetched: Weights | WeightsError | OSError | None = None
@@ -112,8 +116,11 @@ class Crew:
             max_pixels=self._settings.max_pixels,
             image_timeout_seconds=self._settings.image_timeout_seconds,
         )
-        self._supervisor = Supervisor(config, self.plan.processes, _print_line, _say)
+        # The others follow one by one: each must show first what it needs.
+        processes = self.plan.processes if self.plan.fixed else 1
+        self._supervisor = Supervisor(config, processes, _print_line, _say)
         self._supervisor.start()
+        self._pacer.begin(self._supervisor)
         log.info("loading the engine %s in %s", config.engine, self.plan)
 
     def free_slots(self) -> int:
@@ -132,7 +139,11 @@ class Crew:
             self._supervisor.forget(task_ids)
 
     def poll(self, seconds: float) -> list[Report] | None:
-        """What the recognisers report, waiting at most `seconds`; None where there are none yet."""
+        """What the recognisers report, waiting at most `seconds`; None where there are none yet.
+
+        Meanwhile they become more or fewer, as the machine has room.
+        """
+        self._pacer.look(self._supervisor)
         return self._supervisor.poll(seconds) if self._supervisor is not None else None
 
     def wake(self) -> None:
@@ -141,9 +152,15 @@ class Crew:
         if supervisor is not None:
             supervisor.wake()
 
-    def running(self) -> int:
-        """Recogniser processes that run now."""
-        return len(self._supervisor.pids()) if self._supervisor is not None else 0
+    @property
+    def threads(self) -> int:
+        """Images that may be recognised at once; from any thread."""
+        return self._pacer.threads
+
+    @property
+    def machine_load(self) -> MachineLoad:
+        """What the machine does, on average over the last seconds, and how many recognisers work; from any thread."""
+        return self._pacer.machine_load
 
     def stop(self, grace_seconds: float) -> None:
         """End all processes."""

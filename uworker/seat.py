@@ -26,6 +26,8 @@ class Seat:
         child: The process; None while the seat is empty.
         ready: It has loaded its engine.
         doomed: It has been killed and is not gone yet.
+        retiring: It is given nothing any more, and ends when it has answered for what is in its hands.
+        closing_at: When it was told to end, its hands being empty; None before that.
         hands: The images it was given and has not answered, by task id, in that order.
         started_at: When it took up those of them that it works on.
         overdue: Those of them that it was killed for.
@@ -36,6 +38,8 @@ class Seat:
     child: Child | None = None
     ready: bool = False
     doomed: bool = False
+    retiring: bool = False
+    closing_at: float | None = None
     spawned_at: float = 0.0
     hands: dict[int, Work] = field(default_factory=dict)
     started_at: dict[int, float] = field(default_factory=dict)
@@ -46,7 +50,7 @@ class Seat:
     @property
     def is_open(self) -> bool:
         """Whether its process can be given images."""
-        return self.child is not None and self.ready and not self.doomed
+        return self.child is not None and self.ready and not self.doomed and not self.retiring
 
     def give(self, work: Work) -> None:
         """Put an image into the hands of the process, which there must be."""
@@ -55,12 +59,20 @@ class Seat:
         self.hands[work.task.task_id] = work
         self.child.give(work.task.task_id, work.task.data)
 
+    def close_when_done(self, now: float) -> None:
+        """Tell a retiring process to end as soon as it has nothing in its hands."""
+        if self.retiring and self.child is not None and not self.hands and self.closing_at is None:
+            self.closing_at = now
+            self.child.close()
+
     def next_due(self, config: RecogniserConfig) -> float:
         """Return when the seat is to be filled, or its process to be killed for being late."""
         if self.child is None:
             return self.restart_at
         if self.doomed:
             return float("inf")
+        if self.closing_at is not None:
+            return self.closing_at + config.end_timeout_seconds
         answers = [at + config.image_timeout_seconds for at in self.started_at.values()]
         return min(answers, default=float("inf")) if self.ready else self.spawned_at + config.load_timeout_seconds
 
@@ -68,6 +80,9 @@ class Seat:
         """Note what the process is late with at `now`, and return it in words, or None where it is in time."""
         if self.child is None or self.doomed:
             return None
+        if self.closing_at is not None:
+            late = now - self.closing_at >= config.end_timeout_seconds
+            return "it did not end when it was told to" if late else None
         if not self.ready:
             late = now - self.spawned_at >= config.load_timeout_seconds
             return f"not ready after {config.load_timeout_seconds:g} s" if late else None

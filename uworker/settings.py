@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "UWORKER_"
@@ -34,8 +34,17 @@ class WorkerSettings(BaseSettings):
     source_allow: Annotated[list[str], NoDecode] = Field(
         default=[], description="folders a project's source may lie in, separated by ':'; unset: any local one"
     )
-    processes: int | None = Field(default=None, ge=1, description="recogniser processes; unset: planned")
+    processes: int | None = Field(default=None, ge=1, description="recogniser processes; unset: what the machine bears")
     threads_per_process: int = Field(default=4, ge=1, description="images one process recognises at once, at most")
+    start_below_percent: float = Field(
+        default=75,
+        gt=0,
+        le=100,
+        description="a further process is started while less memory and CPU are in use",
+    )
+    memory_high_percent: float = Field(
+        default=90, gt=0, le=100, description="memory in use from which on threads and processes become fewer"
+    )
     image_timeout_seconds: float = Field(default=300, gt=0, description="after which an image's process is killed")
     max_image_bytes: int = Field(default=100_000_000, gt=0, description="larger files are too_large")
     max_pixels: int = Field(default=64_000_000, gt=0, description="images of more pixels are too_large")
@@ -62,6 +71,14 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("memory_high_percent")
+    @classmethod
+    def _is_above_the_start(cls, value: float, info: ValidationInfo) -> float:
+        # Otherwise a process that was just started would be retired at once.
+        if value <= info.data.get("start_below_percent", 0):
+            raise ValueError(f"must be more than {PREFIX}START_BELOW_PERCENT")
+        return value
 
     @field_validator("log_level")
     @classmethod

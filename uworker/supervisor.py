@@ -1,5 +1,7 @@
 """The recogniser processes of a worker: gives them images, restarts them, and answers for every image exactly once.
 
+Their number may change while they work, and how many images they recognise at once (`scaling` says what it shall be).
+
 One thread, the one that started the supervisor, calls everything here but `wake`: the kernel is told to end children
 with the thread that started them. Nothing here waits for a child, except `stop`.
 """
@@ -7,13 +9,13 @@ with the thread that started them. Nothing here waits for a child, except `stop`
 import hashlib
 import queue
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from job_api.schemas import EngineRun, ResultStatus
 from job_api.text import clean_text
 from uworker.child import EXIT_CANNOT_LOAD, Child, Events, Gone, Message, Wake, describe_exit
+from uworker.dealing import Dealer
 from uworker.seat import LONGEST_BACKOFF_SECONDS, Seat, Work
 from uworker.tasks import CannotLoad, EngineReady, Fault, Finished, ImageTask, RecogniserConfig, Report
 
@@ -33,7 +35,7 @@ class Supervisor:
 
     Args:
         config: What each of them is started with.
-        processes: How many.
+        processes: How many, to begin with.
         on_line: Told each line that a process prints, with its pid, by a thread of that process. Must be quick.
         on_log: Told in words what happens, with a level as in `schemas.LogLevel`.
     """
@@ -51,9 +53,7 @@ class Supervisor:
         self._events: Events = queue.SimpleQueue()
         self._seats = [Seat() for _ in range(processes)]
         self._open: dict[int, Work] = {}
-        self._waiting: deque[Work] = deque()
-        self._suspects: deque[Work] = deque()
-        self._apart: Seat | None = None
+        self._dealer = Dealer(config.threads, processes * config.threads)
         self._reports: list[Report] = []
         self._running = False
         self._cannot_load = False
@@ -66,11 +66,11 @@ class Supervisor:
         self._fill_seats()
 
     def free_slots(self) -> int:
-        """Return how many images may be submitted now: two for each recogniser thread, so that none runs dry."""
-        if self._cannot_load or not self._running:
+        """Return how many images may be submitted now: two for each thread in use, so that none runs dry."""
+        if not self.is_working:
             return 0
         unwanted = sum(task_id not in self._open for seat in self._seats for task_id in seat.hands)
-        return max(len(self._seats) * self._slots_per_seat - len(self._open) - unwanted, 0)
+        return max(self._dealer.slots(self.processes) - len(self._open) - unwanted, 0)
 
     def submit(self, task: ImageTask) -> None:
         """Take an image in. Exactly one `Finished` follows, unless it is forgotten or the supervisor stops.
@@ -82,15 +82,14 @@ class Supervisor:
             raise ValueError(f"image {task.task_id} is submitted twice")
         work = Work(task, task.solo)
         self._open[task.task_id] = work
-        (self._suspects if work.solo else self._waiting).append(work)
-        self._dispatch()
+        self._dealer.add(work)
+        self._dealer.deal(self._seats)
 
     def forget(self, task_ids: set[int]) -> None:
         """Drop images that nobody wants any more; what a process has in its hands is finished, and not reported."""
         for task_id in task_ids:
             self._open.pop(task_id, None)
-        self._waiting = deque(work for work in self._waiting if self._is_wanted(work))
-        self._suspects = deque(work for work in self._suspects if self._is_wanted(work))
+        self._dealer.drop(self._is_wanted)
 
     def outstanding(self) -> int:
         """Return how many images were submitted and are neither finished nor forgotten."""
@@ -99,6 +98,49 @@ class Supervisor:
     def pids(self) -> list[int]:
         """Return the process ids of the recognisers that run now."""
         return [seat.child.pid for seat in self._seats if seat.child is not None]
+
+    def ready_pids(self) -> list[int]:
+        """Return the process ids of those that may be given images."""
+        return [seat.child.pid for seat in self._seats if seat.child is not None and seat.is_open]
+
+    @property
+    def processes(self) -> int:
+        """How many processes there are to be; one that died and is to be started again counts, a retiring one not."""
+        return sum(not seat.retiring for seat in self._seats)
+
+    @property
+    def retiring(self) -> int:
+        """How many processes only finish what is in their hands."""
+        return sum(seat.retiring for seat in self._seats)
+
+    @property
+    def limit(self) -> int:
+        """How many images may be recognised at once."""
+        return self._dealer.limit
+
+    def resize(self, processes: int, limit: int) -> None:
+        """Have `processes` processes that recognise at most `limit` images at once, both at least one.
+
+        Those that are too many retire: they are given nothing any more, finish what is in their hands, and end.
+        """
+        self._dealer.limit = max(limit, 1)
+        while self.processes < processes:
+            self._seats.append(Seat())
+        while self.processes > max(processes, 1):
+            self._retire(min((s for s in self._seats if not s.retiring), key=lambda s: (s.is_open, len(s.hands))))
+        self._fill_seats()
+        self._dealer.deal(self._seats)
+
+    def _retire(self, seat: Seat) -> None:
+        seat.retiring = True
+        if seat.child is None:
+            self._seats.remove(seat)
+        seat.close_when_done(time.monotonic())
+
+    @property
+    def is_working(self) -> bool:
+        """Whether it starts processes: from `start` to `stop`, unless the engine turns out not to load."""
+        return self._running and not self._cannot_load
 
     def wake(self) -> None:
         """Make `poll` return early; from any thread, and from a signal handler."""
@@ -111,7 +153,9 @@ class Supervisor:
             woken = self._take_events(min(deadline, self._next_due()))
             self._end_overdue()
             self._fill_seats()
-            self._dispatch()
+            self._dealer.deal(self._seats)
+            for seat in self._seats:
+                seat.close_when_done(time.monotonic())
             if self._reports or woken or time.monotonic() >= deadline:
                 reports, self._reports = self._reports, []
                 return reports
@@ -174,6 +218,9 @@ class Supervisor:
 
     def _bury(self, seat: Seat, gone: Gone) -> None:
         """Empty the seat of a dead process and decide what becomes of the images in its hands."""
+        if seat.closing_at is not None:
+            self._seats.remove(seat)
+            return
         ending = describe_exit(gone.exit_code)
         if gone.exit_code == EXIT_CANNOT_LOAD and not seat.ready:
             self._give_up("the engine cannot be loaded")
@@ -190,9 +237,10 @@ class Supervisor:
         again = [
             work for work in seat.hands.values() if self._is_wanted(work) and not self._condemn(seat, work, ending)
         ]
-        self._suspects.extend(work for work in again if work.solo)
-        self._waiting.extendleft(reversed([work for work in again if not work.solo]))
+        self._dealer.take_back(again)
         seat.vacate(time.monotonic())
+        if seat.retiring:
+            self._seats.remove(seat)
 
     def _condemn(self, seat: Seat, work: Work, ending: str) -> bool:
         """Finish an image that its process cannot have survived, or else say whether it must be alone next time."""
@@ -232,17 +280,9 @@ class Supervisor:
 
     # --- processes ---------------------------------------------------------------------------------------------
 
-    @property
-    def _slots_per_seat(self) -> int:
-        return 2 * self._config.threads
-
-    @property
-    def _may_spawn(self) -> bool:
-        return self._running and not self._cannot_load
-
     def _next_due(self) -> float:
         """Return when (monotonic) a process is to be started or killed next."""
-        seats = [seat for seat in self._seats if seat.child is not None or self._may_spawn]
+        seats = [seat for seat in self._seats if seat.child is not None or self.is_working]
         return min((seat.next_due(self._config) for seat in seats), default=float("inf"))
 
     def _end_overdue(self) -> None:
@@ -255,7 +295,7 @@ class Supervisor:
 
     def _fill_seats(self) -> None:
         for seat in self._seats:
-            if seat.child is None and self._may_spawn and time.monotonic() >= seat.restart_at:
+            if seat.child is None and self.is_working and time.monotonic() >= seat.restart_at:
                 self._spawn(seat)
 
     def _spawn(self, seat: Seat) -> None:
@@ -273,22 +313,3 @@ class Supervisor:
             self._on_log("error", f"a recogniser cannot be started: {error}")
             seat.restart_at = time.monotonic() + LONGEST_BACKOFF_SECONDS
         seat.spawned_at = time.monotonic()
-
-    def _dispatch(self) -> None:
-        """Give images to processes: suspects to one that has nothing else, the rest to the least busy."""
-        seats = [seat for seat in self._seats if seat.is_open]
-        if self._apart not in seats:
-            self._apart = None
-        if self._suspects and self._apart is None and seats:
-            self._apart = min(seats, key=lambda seat: len(seat.hands))
-        if self._apart is not None and not self._apart.hands:
-            if self._suspects:
-                self._apart.give(self._suspects.popleft())
-            else:
-                self._apart = None
-        seats = [seat for seat in seats if seat is not self._apart]
-        while self._waiting and seats:
-            seat = min(seats, key=lambda seat: len(seat.hands))
-            if len(seat.hands) >= self._slots_per_seat:
-                return
-            seat.give(self._waiting.popleft())

@@ -19,6 +19,7 @@ class RecogniserConfig:
         max_pixels: See `uworker.screening.screen`.
         image_timeout_seconds: From when a process takes an image up until it must have answered.
         load_timeout_seconds: From a process's start until it must be ready.
+        end_timeout_seconds: From when a retiring process is told to end until it must be gone.
     """
 
     engine: str
@@ -28,6 +29,7 @@ class RecogniserConfig:
     max_pixels: int
     image_timeout_seconds: float
     load_timeout_seconds: float = 600
+    end_timeout_seconds: float = 10
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ import time
 from collections import deque
 from typing import Any
 
-import psutil
-
 from job_api.client import Client, ClientError, Refused, Unreachable
 from job_api.schemas import Lease, MachineLoad, WorkerState
 from uworker.claimer import Claimer
@@ -27,9 +25,10 @@ from uworker.faults import FaultLog
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
+from uworker.machine import read_machine
 from uworker.poster import Poster
 from uworker.reader import Reader
-from uworker.scaling import plan, read_machine
+from uworker.scaling import plan
 from uworker.settings import WorkerSettings
 from uworker.tasks import CannotLoad, EngineReady, Finished
 from uworker.weights import WeightsError
@@ -82,7 +81,12 @@ class Worker:
         self._journal = Journal(self._client(3), self.worker_id, secret_filter)
         self._crew = Crew(
             settings,
-            plan(read_machine(), threads_per_process=settings.threads_per_process, processes=settings.processes),
+            plan(
+                read_machine(),
+                threads_per_process=settings.threads_per_process,
+                processes=settings.processes,
+                start_below=settings.start_below_percent / 100,
+            ),
             self._wake,
         )
         self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
@@ -296,7 +300,7 @@ class Worker:
     def _jobs_wanted(self) -> int:
         if self._heart.state is not WorkerState.RUN or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
             return 0
-        threads = self._crew.plan.processes * self._crew.plan.threads
+        threads = self._crew.threads
         ahead = self._reader.images_ahead()
         # The recognisers have as many in their hands, too. Filled up in one go: small jobs are claimed several at once.
         if ahead > LEAST_AHEAD * threads:
@@ -344,13 +348,8 @@ class Worker:
         return len(self._finished_at) / max(now - self._finished_at[0], 1) if self._finished_at else 0.0
 
     def _load(self) -> MachineLoad:
-        return MachineLoad(
-            cpu_percent=psutil.cpu_percent(),
-            memory_percent=psutil.virtual_memory().percent,
-            processes=self._crew.running(),
-            threads=self._crew.running() * self._crew.plan.threads,
-            images_per_second=len(self._finished_at) / RATE_SECONDS,
-        )
+        images_per_second = len(self._finished_at) / RATE_SECONDS
+        return self._crew.machine_load.model_copy(update={"images_per_second": images_per_second})
 
 
 def main(settings: WorkerSettings, *, once: bool) -> None:
