@@ -29,6 +29,8 @@ COMPANY = 213
 COMPANY_SECONDS = 20
 LINGER_AND_COUNT = 214
 """Lingers and counts how many images are active then."""
+HOLD_LOCK = 215
+"""Once another image is active, or none has come, keeps the interpreter lock for ever, as native code may."""
 FLOOD_BYTES = 4_000_000
 LINGER_SECONDS = 0.2
 
@@ -99,6 +101,9 @@ class PixelEngine:
     def _wait(self, code: int) -> None:
         if code == HANG or (code == HANG_ONCE and self._is_first):
             threading.Event().wait()
+        if code == HOLD_LOCK:
+            self._company.wait(1)
+            ctypes.PyDLL(None).sleep(3600)
         while code == GATE and not Path(self._options["gate"]).exists():
             time.sleep(0.01)
         if code in (LINGER, HANG_ONCE, LINGER_AND_COUNT):

@@ -172,6 +172,17 @@ def test_a_hung_image_times_out_and_its_neighbours_are_recognised(supervise: Sup
     assert not any("died" in log for log in watched.logs)
 
 
+def test_an_image_that_keeps_the_interpreter_is_found_and_its_neighbours_are_recognised(supervise: Supervise) -> None:
+    """They are as late as it is, and none can say so: each is tried alone."""
+    watched = supervise(threads=3, timeout=4)
+    watched.wait_ready()
+    watched.submit(engines.LINGER, engines.HOLD_LOCK, engines.LINGER, 5)
+    rows = watched.finish(4)
+    assert [rows[i]["smiles"] for i in (0, 2, 3)] == ["C", "C", "CCCCC"]
+    assert rows[1]["status"] == "timeout"
+    assert "says nothing any more" in watched.logs[0]
+
+
 def test_neighbours_of_a_hung_image_are_tried_again_side_by_side(supervise: Supervise, tmp_path: Path) -> None:
     """They are not suspected: one that was tried alone would find nobody active beside it."""
     watched = supervise(threads=4, timeout=3, options={"once": str(tmp_path / "once"), "mark": True})

@@ -6,7 +6,8 @@ whole messages, framed by `multiprocessing.connection.Connection` and never pick
 - in: the configuration (JSON), then for each image a header `{"task_id": 1}` and after it the file's bytes;
 - out: `{"kind": "ready", "run": {...}}` or `{"kind": "cannot_load", "message": "..."}`, then for each image
   `{"kind": "started", "task_id": 1}` before it is touched and `{"kind": "finished", "task_id": 1, "row": {...}}`, which
-  where something was raised over the image has the fields of `tasks.Fault` in `fault`, for the log.
+  where something was raised over the image has the fields of `tasks.Fault` in `fault`, for the log. `{"kind": "alive"}`
+  once a second: one that is missing tells that native code keeps Python from running.
 
 When the socket closes, the process ends at once: it never outlives its supervisor.
 """
@@ -32,6 +33,8 @@ from uworker.noise import quieten
 
 if TYPE_CHECKING:
     from uworker.engines import Engine
+
+ALIVE_SECONDS = 1.0
 
 EXIT_STOPPED = 0
 EXIT_CRASHED = 1
@@ -92,8 +95,9 @@ def main(argv: list[str]) -> None:
     run = {"engine": engine.name, "engine_version": engine.version}
     run |= {"weights": engine.weights, "weights_sha256": engine.weights_sha256}
     channel.send({"kind": "ready", "run": run})
-    for thread in threads:
-        thread.join()
+    while True:
+        time.sleep(ALIVE_SECONDS)
+        channel.send({"kind": "alive"})
 
 
 def _leave_signals_to_the_supervisor() -> None:

@@ -7,6 +7,8 @@ from uworker.tasks import ImageTask, RecogniserConfig
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
+MUTE_SECONDS = 3.0
+"""A recogniser says once a second that it lives, unless native code holds the interpreter lock."""
 
 
 @dataclass(eq=False)
@@ -30,7 +32,9 @@ class Seat:
         closing_at: When it was told to end, its hands being empty; None before that.
         hands: The images it was given and has not answered, by task id, in that order.
         started_at: When it took up those of them that it works on.
+        heard_at: When it said something last.
         overdue: Those of them that it was killed for.
+        mute: It was killed having said nothing for a while, as when one thread keeps the interpreter from the others.
         failures: Processes that ended here since the last answer.
         restart_at: When an empty seat is to be filled.
     """
@@ -43,7 +47,9 @@ class Seat:
     spawned_at: float = 0.0
     hands: dict[int, Work] = field(default_factory=dict)
     started_at: dict[int, float] = field(default_factory=dict)
+    heard_at: float = 0.0
     overdue: set[int] = field(default_factory=set)
+    mute: bool = False
     failures: int = 0
     restart_at: float = 0.0
 
@@ -87,12 +93,19 @@ class Seat:
             late = now - self.spawned_at >= config.load_timeout_seconds
             return f"not ready after {config.load_timeout_seconds:g} s" if late else None
         self.overdue = {i for i, at in self.started_at.items() if now - at >= config.image_timeout_seconds}
+        if not self.overdue:
+            return None
+        self.mute = now - self.heard_at >= MUTE_SECONDS
+        if self.mute:
+            # Which of them holds the others up cannot be told.
+            self.overdue = set(self.started_at)
         names = ", ".join(self.hands[task_id].task.name for task_id in self.overdue)
-        return f"{names} took longer than {config.image_timeout_seconds:g} s" if self.overdue else None
+        why = f"{names} took longer than {config.image_timeout_seconds:g} s"
+        return f"{why}, and it says nothing any more" if self.mute else why
 
     def vacate(self, now: float) -> None:
         """Empty the seat of a process that is gone; the next may come after a pause that doubles each time."""
         self.child, self.ready, self.doomed = None, False, False
-        self.hands, self.started_at, self.overdue = {}, {}, set()
+        self.hands, self.started_at, self.overdue, self.mute = {}, {}, set(), False
         self.failures += 1
         self.restart_at = now + min(FIRST_BACKOFF_SECONDS * 2 ** min(self.failures - 1, 16), LONGEST_BACKOFF_SECONDS)

@@ -202,6 +202,7 @@ class Supervisor:
 
     def _listen(self, seat: Seat, message: Message) -> None:
         content = message.content
+        seat.heard_at = message.heard_at
         match content["kind"]:
             case "ready":
                 seat.ready = self._ever_ready = True
@@ -245,6 +246,9 @@ class Supervisor:
     def _condemn(self, seat: Seat, work: Work, ending: str) -> bool:
         """Finish an image that its process cannot have survived, or else say whether it must be alone next time."""
         task_id = work.task.task_id
+        if task_id in seat.overdue and seat.mute and len(seat.overdue) > 1:
+            work.solo = True
+            return False
         if task_id in seat.overdue:
             limit = self._config.image_timeout_seconds
             self._fail(work, ResultStatus.TIMEOUT, f"not recognised within {limit:g} s", limit)
