@@ -12,7 +12,10 @@ import psutil
 
 from benchmarks.machine import processor_seconds
 
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 1.0
+# The kernel takes 40 ms of a core to say how much of 2 GB is shared, and the process may have to wait for it. So that
+# is asked only when there is more resident memory, by this factor, than ever before: in loading, and hardly later.
+NEW_HIGH = 1.01
 
 
 class Sample(NamedTuple):
@@ -21,7 +24,6 @@ class Sample(NamedTuple):
     at: float
     idle_seconds: float
     used_seconds: float
-    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,10 @@ class CoreShares:
         return max(1 - self.idle - self.watched, 0.0)
 
 
-def memory_bytes(pid: int) -> int:
-    """Memory of a process and all below it; what several share is counted once among them, where that can be seen."""
+def shared_once_bytes(processes: list[psutil.Process]) -> int:
+    """Memory of processes; what several share is counted once among them, where that can be seen."""
     total = 0
-    root = psutil.Process(pid)
-    for process in [root, *root.children(recursive=True)]:
+    for process in processes:
         try:
             full = process.memory_full_info()
         except psutil.Error:
@@ -57,7 +58,7 @@ def memory_bytes(pid: int) -> int:
 
 @dataclass
 class Watch:
-    """Samples twice a second, from when it is opened until it is closed or the processes are gone.
+    """Samples once a second, from when it is opened until it is closed or the processes are gone.
 
     Args:
         pids: the processes that are watched, each with all below it. A callable, for they may come one after another.
@@ -65,6 +66,9 @@ class Watch:
 
     pids: Callable[[], list[int]]
     samples: list[Sample] = field(default_factory=list)
+    peak_bytes: int = 0
+    """The most memory that all of them together had, what they share counted once."""
+    _highest_resident: int = 0
 
     def __enter__(self) -> Self:
         self._over = threading.Event()
@@ -78,37 +82,53 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory that all of them together had."""
-        return max((sample.memory_bytes for sample in self.samples), default=0)
-
     def shares(self, began: float, ended: float) -> CoreShares:
         """How the cores were used between two moments of the monotonic clock, as near as there are samples."""
         times = [sample.at for sample in self.samples]
-        last = len(times) - 1
-        first = self.samples[min(bisect_left(times, began), last)]
-        final = self.samples[max(bisect_right(times, ended) - 1, 0)]
+        first, final = bisect_left(times, began), bisect_right(times, ended) - 1
+        if first >= final:
+            # Shorter than a sample takes: with what was before and after it.
+            first, final = max(first - 1, 0), min(final + 1, len(times) - 1)
+        return self._shares(self.samples[first], self.samples[final], ended - began)
+
+    @staticmethod
+    def _shares(first: Sample, final: Sample, seconds: float) -> CoreShares:
         wall = (final.at - first.at) * (psutil.cpu_count() or 1)
         if wall <= 0:
             return CoreShares(idle=0.0, watched=0.0, seconds=0.0)
         used = (final.used_seconds - first.used_seconds) / wall
         idle = (final.idle_seconds - first.idle_seconds) / wall
-        return CoreShares(idle, used, used * (ended - began) * (psutil.cpu_count() or 1))
+        return CoreShares(idle, used, used * seconds * (psutil.cpu_count() or 1))
 
     def _watch(self) -> None:
         # What a process used is not forgotten when it ends.
         used: dict[int, float] = {}
+        over = False
         while True:
             machine = psutil.cpu_times()
             idle = machine.idle + getattr(machine, "iowait", 0.0)
-            memory = 0
+            processes: list[psutil.Process] = []
             for pid in self.pids():
                 try:
                     used[pid] = processor_seconds(pid)
-                    memory += memory_bytes(pid)
+                    root = psutil.Process(pid)
+                    processes += [root, *root.children(recursive=True)]
                 except psutil.Error:
                     continue
-            self.samples.append(Sample(time.monotonic(), idle, sum(used.values()), memory))
-            if self._over.wait(SAMPLE_SECONDS):
+            self.samples.append(Sample(time.monotonic(), idle, sum(used.values())))
+            self._weigh(processes)
+            if over:
                 return
+            # One more at the end, so that every moment has samples around it.
+            over = self._over.wait(SAMPLE_SECONDS)
+
+    def _weigh(self, processes: list[psutil.Process]) -> None:
+        resident = 0
+        for process in processes:
+            try:
+                resident += process.memory_info().rss
+            except psutil.Error:
+                continue
+        if resident > self._highest_resident * NEW_HIGH:
+            self._highest_resident = resident
+            self.peak_bytes = max(self.peak_bytes, shared_once_bytes(processes))
