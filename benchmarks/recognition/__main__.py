@@ -69,7 +69,6 @@ def main(
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the replica of the model is kept for the next time.")
     ] = None,
-    directory: Annotated[Path | None, typer.Option(help="Folder for the service's data. [the temporary one]")] = None,
 ) -> None:
     """Measure DECIMER by itself, the fleet of old and the worker on the same images: a table, and a line of JSON."""
     chosen = only.split(",") if only else []
@@ -85,12 +84,12 @@ def main(
     told: list[dict[str, Any]] = []
     try:
         home = replica.prepare(work_dir or _cache(), replica.SMALL if quick else replica.DECIMER, say)
-        with tempfile.TemporaryDirectory(prefix="dj-bench-", dir=directory) as scratch:
+        with tempfile.TemporaryDirectory(prefix="dj-bench-") as scratch:
             pictures = lay_out(Path(scratch), number)
             for _ in range(rounds):
                 measured.append(_measure(contestants, home, pictures))
                 if WORKER in chosen:
-                    measured[-1][WORKER], more = worker.recognise(pictures, home, directory)
+                    measured[-1][WORKER], more = worker.recognise(pictures, home)
                     told.append(more)
                     _tell(WORKER, measured[-1][WORKER])
     except BenchmarkError as error:

@@ -24,7 +24,7 @@ LOAD_SECONDS = 600.0
 LAST_WORDS_CHARS = 2000
 
 
-def recognise(pictures: Pictures, home: Path, directory: Path | None) -> tuple[Outcome, dict[str, Any]]:
+def recognise(pictures: Pictures, home: Path) -> tuple[Outcome, dict[str, Any]]:
     """Have a worker do all pictures' directories; returns also what else there is to be told.
 
     The clock runs from the beginning of the first image, which is a job of its own so that its row is stored as soon
@@ -33,7 +33,7 @@ def recognise(pictures: Pictures, home: Path, directory: Path | None) -> tuple[O
     Raises:
         BenchmarkError: the worker failed, or some image was not recognised by the engine.
     """
-    with open_stage(directory) as stage:
+    with open_stage() as stage:
         with stage.client() as client:
             client.put_project(PROJECT, ProjectSettings(source=pictures.root.as_uri()))
             client.add_jobs(PROJECT, pictures.directories)
