@@ -7,10 +7,10 @@ BIN := .venv/bin
 # Test processes; the machine's cores serve unless said otherwise.
 JOBS ?= $(shell nproc)
 
-.PHONY: help install demo test lint types tests bench-queue format migration clean
+.PHONY: help install demo test lint types tests bench-queue bench-recognition format migration clean
 
 help: ## List these verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(UV): Makefile
 	python3 -m venv .tools
@@ -45,6 +45,9 @@ GATE := 95
 
 bench-queue: install ## Measure the service under load, a quarter of an hour; ARGS="--quick" for a look in one minute
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-recognition: install ## Measure the worker against DECIMER alone, on a replica of its model, 8 minutes; ARGS as above
+	@$(BIN)/python -m benchmarks.recognition $(ARGS)
 
 format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix

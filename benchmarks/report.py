@@ -1,6 +1,6 @@
 """The figures: what each is called, what it should reach, what others reach, and how they are shown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -62,15 +62,15 @@ FIGURES = (
 FIELD_NOTE = "Celery with Redis and procrastinate: no-op jobs/s, no HTTP at all."
 
 
-def show(values: Mapping[str, float]) -> None:
-    """Print the table of the figures that were measured."""
+def show(values: Mapping[str, float], figures: Sequence[Figure] = FIGURES, note: str = FIELD_NOTE) -> None:
+    """Print the table of the figures that were measured, and a note on what others reach."""
     table = Table("figure", "measured", "goal", "", "the field")
     table.columns[1].justify = "right"
-    for figure in FIGURES:
+    for figure in figures:
         if figure.name in values:
             value = values[figure.name]
             shown = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
             table.add_row(figure.name, shown, figure.goal, figure.verdict(value), figure.field)
     console = Console(width=150)
     console.print(table)
-    console.print(FIELD_NOTE)
+    console.print(note)
