@@ -2,6 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
 from uworker.holding import Batch, Holding
 from uworker.images import Verdict
+from uworker.keeper import Keeper
 from uworker.poster import MAX_SERVER_ERRORS, Poster
+from uworker.spool import Spool
 
 WAIT_SECONDS = 30.0
 GOOD = {"status": "recognised", "smiles": "CCO"}
@@ -68,12 +71,36 @@ def new_holding(image_count: int) -> Holding:
 class Posting:
     """A poster at work and what it said."""
 
-    def __init__(self, root: str) -> None:
-        self.client = Client(root, token="t", retry_seconds=0)
+    def __init__(
+        self, root: str, directory: Path, worker_id: str = "w-1", *, max_bytes: int = 10**7, timeout_seconds: float = 30
+    ) -> None:
+        self.client = Client(root, token="t", retry_seconds=0, timeout_seconds=timeout_seconds)
+        self.directory = directory
         self.ended: list[Holding] = []
         self.refusals: list[Exception] = []
-        self.poster = Poster(self.client, self.ended.append, self.refusals.append, snapshot="abc")
+        self.poster = Poster(
+            self.client,
+            self.ended.append,
+            self.refusals.append,
+            keeper=Keeper(directory, worker_id, self.client.root, max_bytes),
+            snapshot="abc",
+        )
         self.poster.start()
+
+    def stop(self) -> None:
+        """As a worker does that was told to: what cannot be posted any more is kept."""
+        self.poster.stop(WAIT_SECONDS)
+        self.poster.keep()
+        self.client.close()
+
+    def kept(self) -> dict[int, tuple[int, int | None]]:
+        """What lies on disk once it is stopped, by job: rows, and the image count of its completion."""
+        kept: dict[int, tuple[int, int | None]] = {}
+        for path in self.directory.glob("*.spool"):
+            spool = Spool.adopt(path)
+            kept |= {lease.lease.job_id: (lease.row_count, lease.image_count) for lease in spool.leases()}
+            spool.close()
+        return kept
 
     def hold(self, image_count: int = 0) -> Holding:
         holding = new_holding(image_count)
@@ -96,11 +123,10 @@ def server(service: Service) -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def posting(server: ScriptedServer) -> Iterator[Posting]:
-    posting = Posting(server.root)
+def posting(server: ScriptedServer, tmp_path: Path) -> Iterator[Posting]:
+    posting = Posting(server.root, tmp_path / "spool")
     yield posting
-    posting.poster.stop(WAIT_SECONDS)
-    posting.client.close()
+    posting.stop()
 
 
 def finish_all(holding: Holding, rows: Callable[[int], dict[str, Any]] = lambda _: GOOD) -> None:
@@ -247,11 +273,14 @@ def test_rows_are_kept_while_the_service_is_away_or_at_fault(
     holding = posting.hold(image_count=70)
     finish_all(holding)
     wait_for(lambda: len(server.asked) >= 2, WAIT_SECONDS)
-    assert posting.poster.rows_waiting() == 70
+    assert posting.poster.rows_waiting() == 0, "they are on disk"
+    assert service.rows == {}
     service.answers = {}
     posting.wait_end(holding)
-    assert len(service.rows) == 70
+    assert list(service.rows) == [f"{number:03}.png" for number in range(70)]
     assert [verb for verb, _ in service.ends] == ["complete"]
+    posting.stop()
+    assert posting.kept() == {}
 
 
 def test_a_worker_that_is_not_let_in_says_so_and_keeps_its_rows(posting: Posting, service: Service) -> None:
@@ -259,7 +288,8 @@ def test_a_worker_that_is_not_let_in_says_so_and_keeps_its_rows(posting: Posting
     holding = posting.hold(image_count=1)
     finish_all(holding)
     wait_for(lambda: posting.refusals, WAIT_SECONDS)
-    assert posting.poster.rows_waiting() == 1
+    posting.stop()
+    assert posting.kept() == {17: (1, 1)}
 
 
 def test_rows_that_cannot_be_taken_fail_the_job_for_now(posting: Posting, service: Service) -> None:
@@ -298,8 +328,11 @@ def test_flushing_says_when_rows_are_left(posting: Posting, service: Service) ->
     service.answers = {"results": problem(503, "database-unavailable")}
     holding = posting.hold(image_count=5)
     holding.finish(0, "0.png", GOOD)
-    assert not posting.poster.flush(WAIT_SECONDS)
-    assert posting.poster.rows_waiting() == 1
+    posting.poster.flush(WAIT_SECONDS)
+    assert service.rows == {}
+    posting.poster.stop(WAIT_SECONDS)
+    assert posting.poster.keep() == [holding]
+    assert posting.kept() == {17: (1, None)}
 
 
 def test_an_image_always_has_a_row_or_is_on_its_way() -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 
 from job_api.client import Client, ClientError, Refused, Unreachable
-from job_api.schemas import Lease, MachineLoad, WorkerState
+from job_api.schemas import Lease, MachineLoad, Release, WorkerState
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
+from uworker.keeper import Keeper
 from uworker.poster import Poster
 from uworker.reader import Reader
 from uworker.scaling import plan, read_machine
@@ -39,6 +40,8 @@ EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED = 0, 2, 3, 4
 LOOP_SECONDS = 0.25
 FEWEST_HOLDINGS = 4
 MAX_ROWS_WAITING = 5_000
+# After which results go to disk; the posting goes on all the same.
+POST_RETRY_SECONDS = 3.0
 RATE_SECONDS = 60.0
 # An orderly end takes at most the sum of these, well under the 20 s that a spot VM or `docker stop` leaves.
 FLUSH_SECONDS, GOODBYE_SECONDS, JOURNAL_SECONDS = 8.0, 4.0, 3.0
@@ -80,9 +83,10 @@ class Worker:
             plan(read_machine(), threads_per_process=settings.threads_per_process, processes=settings.processes),
             self._wake,
         )
-        patient = self._client(60)
-        self._reader = Reader(patient, settings, self._wake)
-        self._poster = Poster(patient, self._end, self._refuse, snapshot=settings.snapshot)
+        self._reader = Reader(self._client(60), settings, self._wake)
+        poster_client = self._client(POST_RETRY_SECONDS)
+        self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
+        self._poster = Poster(poster_client, self._end, self._refuse, keeper=self._keeper, snapshot=settings.snapshot)
         self._claimer = Claimer(
             self._client(60),
             self.worker_id,
@@ -127,6 +131,7 @@ class Worker:
                 heartbeat_seconds = self._reach_service()
                 if heartbeat_seconds is not None:
                     logging.getLogger().addHandler(self._journal)
+                    self._keeper.prepare()
                     for thread in (self._journal, self._reader, self._poster, self._claimer):
                         thread.start()
                     self._heart.start(heartbeat_seconds)
@@ -189,7 +194,7 @@ class Worker:
     def _is_over(self) -> bool:
         if self._signals or self._exit_code is not None:
             return True
-        if self._held():
+        if self._held() or self._poster.settling:
             return False
         if self._heart.state in (WorkerState.DRAIN, WorkerState.GONE):
             log.info("this worker was told to stop and holds nothing any more")
@@ -199,7 +204,7 @@ class Worker:
     def _feed(self) -> str:
         """Give images to the recognisers as long as they take some; says what keeps the rest."""
         while (image := self._reader.peek()) is not None:
-            if self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+            if self._poster.full or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
                 return "waiting for the service to take the results"
             if not self._crew.prepare(image.holding):
                 return "making the engine ready"
@@ -247,14 +252,16 @@ class Worker:
         self._crew.stop(grace_seconds=0.5)
         if self._poster.rows_waiting() and self._exit_code != EXIT_REFUSED:
             log.info("posting the last results")
-            if not self._poster.flush(FLUSH_SECONDS):
-                log.error("%d results could not be posted; their images are done again", self._poster.rows_waiting())
+            self._poster.flush(FLUSH_SECONDS)
         self._poster.stop()
         # Ends all waiting and retrying in the other threads.
         self._leave.set()
         self._heart.stop()
+        kept = self._poster.keep()
+        if rows := self._poster.rows_waiting():
+            log.error("%d results could be neither posted nor kept on disk; their images are done again", rows)
         if self._exit_code != EXIT_REFUSED:
-            self._say_goodbye()
+            self._say_goodbye(kept)
         log.info(
             "worker %s ends: %d jobs, %d images; stopped in %.1f s",
             self.worker_id,
@@ -264,11 +271,17 @@ class Worker:
         )
         self._journal.finish(JOURNAL_SECONDS)
 
-    def _say_goodbye(self) -> None:
+    def _say_goodbye(self, kept: list[Holding]) -> None:
+        """Give all leases back, but those of which something is kept on disk: it could not be posted any more."""
         self._leave = threading.Event()
         client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
         try:
-            client.goodbye(self.worker_id)
+            if not kept:
+                client.goodbye(self.worker_id)
+            for holding in self._held() if kept else ():
+                if holding not in kept and not holding.lost:
+                    given = Release(worker_id=self.worker_id, lease_seq=holding.lease.lease_seq, reason="goodbye")
+                    client.release(holding.lease.project, holding.lease.job_id, given)
         except ClientError as error:
             log.warning("the goodbye did not arrive, so the leases have to run out: %s", error)
 
@@ -286,6 +299,8 @@ class Worker:
             len(self._held()) < max(FEWEST_HOLDINGS, 2 * slots)
             and self._reader.images_ahead() < 2 * slots
             and self._poster.rows_waiting() < MAX_ROWS_WAITING
+            and not self._poster.full
+            and not self._poster.settling
         )
 
     def _take(self, lease: Lease) -> None:
@@ -304,7 +319,7 @@ class Worker:
         with self._lock:
             if holding in self._holdings:
                 self._holdings.remove(holding)
-        if not holding.abandoned:
+        if not holding.abandoned and not holding.adopted:
             self._jobs_done += 1
         self._bell.set()
 

@@ -69,7 +69,8 @@ def start_worker(tmp_path: Path, miniature_home: Path) -> Iterator[WorkerStarter
         root: str, token: str, *, once: bool = True, python_path: Path | None = None, **settings: str
     ) -> WorkerProcess:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("UWORKER_", "JOB_API_"))}
-        given = {"job_api_root": root, "job_api_token": token, "weights_home": str(miniature_home), **settings}
+        given = {"job_api_root": root, "job_api_token": token, "weights_home": str(miniature_home)}
+        given |= {"spool_dir": str(tmp_path / "spool"), **settings}
         environment = clean | {f"UWORKER_{name.upper()}": value for name, value in given.items()}
         if python_path is not None:
             environment["PYTHONPATH"] = str(python_path)
