@@ -82,6 +82,12 @@ class Poster:
             return sum(holding.rows_waiting() for holding in self._holdings)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether there is anything to post, in memory or on disk."""
+        with self._changed:
+            return any(holding.rows_waiting() or holding.spool is not None for holding in self._holdings)
+
+    @property
     def full(self) -> bool:
         """Whether no more results should be made, since there is no room for them."""
         return self._keeper.full
@@ -164,7 +170,9 @@ class Poster:
             _ServiceAway: nothing can be posted at present.
         """
         if holding.lost:
-            self._leave_to_next(holding, "its lease is lost")
+            if self._keeper.rows_of(holding):
+                self._say_left(holding, "its lease is lost")
+            self._end(holding)
             return False
         if time.monotonic() < holding.try_again_at and not self._flushing:
             return False
@@ -191,15 +199,18 @@ class Poster:
         self._keeper.note_back()
         return True
 
-    def _leave_to_next(self, holding: Holding, reason: str, batch: Batch | None = None) -> None:
+    def _leave_to_next(self, holding: Holding, reason: str, batch: Batch) -> None:
         """End a holding whose lease is another's now, or was completed by a request whose answer never came."""
-        if batch is not None and batch.last_id is not None and self._delivery.was_completed(holding):
+        if batch.last_id is not None and self._delivery.was_completed(holding):
             log.info("%s had been completed already", holding, extra=holding.log_context)
         else:
-            rows = holding.rows_waiting() + self._keeper.rows_of(holding)
-            log.warning("%s: %s; %d rows are left to its next worker", holding, reason, rows, extra=holding.log_context)
+            self._say_left(holding, reason)
         holding.lose()
         self._end(holding)
+
+    def _say_left(self, holding: Holding, reason: str) -> None:
+        rows = holding.rows_waiting() + self._keeper.rows_of(holding)
+        log.warning("%s: %s; %d rows are left to its next worker", holding, reason, rows, extra=holding.log_context)
 
     def _obey_refusal(self, holding: Holding, error: Refused) -> None:
         if holding.adopted and error.status == 403:

@@ -22,38 +22,13 @@ import filelock
 from pydantic import ValidationError
 
 from job_api.schemas import EngineRun, Fail, Lease, NewResult
+from uworker import spool_sql as sql
 
 SUFFIX = ".spool"
 LOCK_NAME = ".lock"
 LOCK_SECONDS = 10.0
 APPLICATION_ID = 0x646A7370
 VERSION = 1
-SCHEMA = """
-CREATE TABLE owner (worker_id TEXT NOT NULL, root TEXT NOT NULL);
-CREATE TABLE leases (
-    job_id INTEGER NOT NULL, lease_seq INTEGER NOT NULL, project TEXT NOT NULL, directory TEXT NOT NULL,
-    engine TEXT NOT NULL, image_count INTEGER, failure TEXT, PRIMARY KEY (job_id, lease_seq));
-CREATE TABLE rows (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, job_id INTEGER NOT NULL, lease_seq INTEGER NOT NULL, run TEXT NOT NULL,
-    row TEXT NOT NULL);
-CREATE INDEX rows_of_lease ON rows (job_id, lease_seq, id);
-"""
-# How a lease ends is only known later than some of its rows, and what it fails with goes before its completion.
-PUT_LEASE = """
-INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-    image_count = coalesce(excluded.image_count, image_count), failure = coalesce(excluded.failure, failure)
-"""
-PUT_ROW = "INSERT INTO rows (job_id, lease_seq, run, row) VALUES (?, ?, ?, ?)"
-OLDEST_ROWS = "SELECT id, run, row FROM rows WHERE job_id = ? AND lease_seq = ? AND id > ? ORDER BY id LIMIT ?"
-DROP_ROWS = "DELETE FROM rows WHERE job_id = ? AND lease_seq = ? AND id <= ?"
-DROP_LEASE = "DELETE FROM leases WHERE job_id = ? AND lease_seq = ?"
-LEASES = """
-SELECT job_id, lease_seq, project, directory, engine, image_count, failure,
-       (SELECT count(*) FROM rows r WHERE r.job_id = l.job_id AND r.lease_seq = l.lease_seq)
-FROM leases l ORDER BY rowid
-"""
-COUNT_ROWS = "SELECT count(*) FROM rows WHERE job_id = ? AND lease_seq = ? AND id > ?"
-NEWEST_ROW = "SELECT max(id) FROM rows WHERE job_id = ? AND lease_seq = ?"
 # What a row takes beside its texts, more or less.
 ROW_OVERHEAD_BYTES = 64
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -157,7 +132,7 @@ class Spool:
         with self._reading() as database:
             database.execute("PRAGMA journal_mode = WAL")
         with self._writing() as database:
-            for statement in SCHEMA.split(";"):
+            for statement in sql.SCHEMA.split(";"):
                 database.execute(statement)
             database.execute("INSERT INTO owner VALUES (?, ?)", (worker_id, root))
             database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -249,8 +224,10 @@ class Spool:
             with self._writing() as database:
                 key = (lease.job_id, lease.lease_seq)
                 named = (lease.project, lease.directory, lease.engine)
-                database.execute(PUT_LEASE, (*key, *named, image_count, None if failure is None else _json(failure)))
-                database.executemany(PUT_ROW, [(*key, made_with, text) for text in texts])
+                database.execute(
+                    sql.PUT_LEASE, (*key, *named, image_count, None if failure is None else _json(failure))
+                )
+                database.executemany(sql.PUT_ROW, [(*key, made_with, text) for text in texts])
 
     def bytes_used(self) -> int:
         """What the spool's file takes, less what is free in it."""
@@ -264,13 +241,13 @@ class Spool:
         if not self.worker_id:
             return []
         with self._reading() as database:
-            return [_spooled(row) for row in database.execute(LEASES)]
+            return [_spooled(row) for row in database.execute(sql.LEASES)]
 
     def oldest_rows(self, lease: Lease, limit: int) -> SpooledRows | None:
         """The oldest rows of a lease, as many of them as were made with the same; None when there are none."""
         with self._reading() as database:
             key = (lease.job_id, lease.lease_seq)
-            found = database.execute(OLDEST_ROWS, (*key, self._posted.get(key, 0), limit)).fetchall()
+            found = database.execute(sql.OLDEST_ROWS, (*key, self._posted.get(key, 0), limit)).fetchall()
             if not found:
                 return None
             made_with = found[0][1]
@@ -282,7 +259,7 @@ class Spool:
         """How many rows of a lease are in here."""
         with self._reading() as database:
             key = (lease.job_id, lease.lease_seq)
-            count: int = database.execute(COUNT_ROWS, (*key, self._posted.get(key, 0))).fetchone()[0]
+            count: int = database.execute(sql.COUNT_ROWS, (*key, self._posted.get(key, 0))).fetchone()[0]
             return count
 
     def drop_rows(self, lease: Lease, last_id: int) -> None:
@@ -291,18 +268,18 @@ class Spool:
         with self._lock:
             self._posted[key] = last_id
             with self._writing() as database:
-                database.execute(DROP_ROWS, (*key, last_id))
+                database.execute(sql.DROP_ROWS, (*key, last_id))
 
     def drop(self, lease: Lease) -> None:
         """A lease has ended: nothing of it is of use any more."""
         key = (lease.job_id, lease.lease_seq)
         with self._lock:
             with self._reading() as database:
-                (newest,) = database.execute(NEWEST_ROW, key).fetchone()
+                (newest,) = database.execute(sql.NEWEST_ROW, key).fetchone()
             self._posted[key] = max(newest or 0, self._posted.get(key, 0))
             with self._writing() as database:
-                database.execute(DROP_ROWS, (*key, self._posted[key]))
-                database.execute(DROP_LEASE, key)
+                database.execute(sql.DROP_ROWS, (*key, self._posted[key]))
+                database.execute(sql.DROP_LEASE, key)
 
     def close(self) -> None:
         """Let it lie for another process."""
@@ -328,9 +305,18 @@ def prepare(directory: Path) -> None:
         pass
 
 
-def _shared(directory: Path) -> filelock.BaseFileLock:
+@contextmanager
+def _shared(directory: Path) -> Iterator[None]:
     """Held while a spool is made or tried: between the two a new one would look like that of a dead process."""
-    return filelock.FileLock(directory / LOCK_NAME, timeout=LOCK_SECONDS, mode=0o600)
+    try:
+        lock = filelock.FileLock(directory / LOCK_NAME, timeout=LOCK_SECONDS, mode=0o600)
+        lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _json(model: EngineRun | NewResult | Fail) -> str:

@@ -250,7 +250,7 @@ class Worker:
         for report in self._crew.poll(0) or []:
             self._hear(report)
         self._crew.stop(grace_seconds=0.5)
-        if self._poster.rows_waiting() and self._exit_code != EXIT_REFUSED:
+        if self._poster.has_rows and self._exit_code != EXIT_REFUSED:
             log.info("posting the last results")
             self._poster.flush(FLUSH_SECONDS)
         self._poster.stop()
