@@ -2,6 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
 from uworker.holding import Batch, Holding
 from uworker.images import Verdict
+from uworker.keeper import Keeper
 from uworker.poster import MAX_SERVER_ERRORS, Poster
+from uworker.spool import Spool
 
 WAIT_SECONDS = 30.0
 GOOD = {"status": "recognised", "smiles": "CCO"}
@@ -41,7 +44,11 @@ class Service:
         if verb == "complete" and len(self.rows) < asked.body["image_count"]:
             return problem(409, "results-missing", "rows are missing")
         self.ends.append((verb, asked.body))
-        state, outcome = {"complete": ("completed", "completed"), "fail": ("waiting", "failed")}[verb]
+        state, outcome = {
+            "complete": ("completed", "completed"),
+            "fail": ("waiting", "failed"),
+            "release": ("queued", "released"),
+        }[verb]
         return Answer(body={"job_id": 17, "state": state, "outcome": outcome})
 
     def _store(self, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,9 +63,9 @@ class Service:
         return refused
 
 
-def new_holding(image_count: int) -> Holding:
+def new_holding(image_count: int, worker_id: str = "w-1") -> Holding:
     """A lease whose images are all on their way, by task id."""
-    holding = Holding(LEASE, "w-1")
+    holding = Holding(LEASE, worker_id)
     holding.image_count = image_count
     for task_id in range(image_count):
         holding.expect(task_id)
@@ -68,15 +75,40 @@ def new_holding(image_count: int) -> Holding:
 class Posting:
     """A poster at work and what it said."""
 
-    def __init__(self, root: str) -> None:
-        self.client = Client(root, token="t", retry_seconds=0)
+    def __init__(
+        self, root: str, directory: Path, worker_id: str = "w-1", *, max_bytes: int = 10**7, timeout_seconds: float = 30
+    ) -> None:
+        self.client = Client(root, token="t", retry_seconds=0, timeout_seconds=timeout_seconds)
+        self.directory = directory
+        self.worker_id = worker_id
         self.ended: list[Holding] = []
         self.refusals: list[Exception] = []
-        self.poster = Poster(self.client, self.ended.append, self.refusals.append, snapshot="abc")
+        self.poster = Poster(
+            self.client,
+            self.ended.append,
+            self.refusals.append,
+            keeper=Keeper(directory, worker_id, self.client.root, max_bytes),
+            snapshot="abc",
+        )
         self.poster.start()
 
+    def stop(self) -> None:
+        """As a worker does that was told to: what cannot be posted any more is kept."""
+        self.poster.stop(WAIT_SECONDS)
+        self.poster.keep()
+        self.client.close()
+
+    def kept(self) -> dict[int, tuple[int, int | None]]:
+        """What lies on disk once it is stopped, by job: rows, and the image count of its completion."""
+        kept: dict[int, tuple[int, int | None]] = {}
+        for path in self.directory.glob("*.spool"):
+            spool = Spool.adopt(path)
+            kept |= {lease.lease.job_id: (lease.row_count, lease.image_count) for lease in spool.leases()}
+            spool.close()
+        return kept
+
     def hold(self, image_count: int = 0) -> Holding:
-        holding = new_holding(image_count)
+        holding = new_holding(image_count, self.worker_id)
         self.poster.add(holding)
         return holding
 
@@ -96,11 +128,10 @@ def server(service: Service) -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def posting(server: ScriptedServer) -> Iterator[Posting]:
-    posting = Posting(server.root)
+def posting(server: ScriptedServer, tmp_path: Path) -> Iterator[Posting]:
+    posting = Posting(server.root, tmp_path / "spool")
     yield posting
-    posting.poster.stop(WAIT_SECONDS)
-    posting.client.close()
+    posting.stop()
 
 
 def finish_all(holding: Holding, rows: Callable[[int], dict[str, Any]] = lambda _: GOOD) -> None:
@@ -247,11 +278,14 @@ def test_rows_are_kept_while_the_service_is_away_or_at_fault(
     holding = posting.hold(image_count=70)
     finish_all(holding)
     wait_for(lambda: len(server.asked) >= 2, WAIT_SECONDS)
-    assert posting.poster.rows_waiting() == 70
+    assert posting.poster.rows_waiting() == 0, "they are on disk"
+    assert service.rows == {}
     service.answers = {}
     posting.wait_end(holding)
-    assert len(service.rows) == 70
+    assert list(service.rows) == [f"{number:03}.png" for number in range(70)]
     assert [verb for verb, _ in service.ends] == ["complete"]
+    posting.stop()
+    assert posting.kept() == {}
 
 
 def test_a_worker_that_is_not_let_in_says_so_and_keeps_its_rows(posting: Posting, service: Service) -> None:
@@ -259,7 +293,8 @@ def test_a_worker_that_is_not_let_in_says_so_and_keeps_its_rows(posting: Posting
     holding = posting.hold(image_count=1)
     finish_all(holding)
     wait_for(lambda: posting.refusals, WAIT_SECONDS)
-    assert posting.poster.rows_waiting() == 1
+    posting.stop()
+    assert posting.kept() == {17: (1, 1)}
 
 
 def test_rows_that_cannot_be_taken_fail_the_job_for_now(posting: Posting, service: Service) -> None:
@@ -298,8 +333,11 @@ def test_flushing_says_when_rows_are_left(posting: Posting, service: Service) ->
     service.answers = {"results": problem(503, "database-unavailable")}
     holding = posting.hold(image_count=5)
     holding.finish(0, "0.png", GOOD)
-    assert not posting.poster.flush(WAIT_SECONDS)
-    assert posting.poster.rows_waiting() == 1
+    posting.poster.flush(WAIT_SECONDS)
+    assert service.rows == {}
+    posting.poster.stop(WAIT_SECONDS)
+    assert posting.poster.keep() == [holding]
+    assert posting.kept() == {17: (1, None)}
 
 
 def test_an_image_always_has_a_row_or_is_on_its_way() -> None:
@@ -319,3 +357,193 @@ def test_an_image_always_has_a_row_or_is_on_its_way() -> None:
     batch = holding.next_batch(flush=True)
     assert batch is not None
     assert len(batch.rows) == 1
+
+
+# --- what a worker that has ended left on disk ---
+
+
+def leave_behind(server: ScriptedServer, service: Service, directory: Path, *, end: str = "complete") -> None:
+    """Let a worker end whose 3 images were recognised while the service was away."""
+    service.answers = AWAY
+    first = Posting(server.root, directory)
+    holding = first.hold(image_count=3)
+    first.poster.use(holding.engine_key, EngineRun(engine="decimer", weights="miniature"))
+    for task_id in range(3):
+        holding.finish(task_id, f"{task_id:03}.png", GOOD)
+    if end == "complete":
+        holding.finish_listing()
+    elif end == "fail":
+        holding.fail("storage", "the disk is away", retryable=True)
+    wait_for(lambda: holding.rows_waiting() == 0, WAIT_SECONDS)
+    first.stop()
+    assert first.kept() == {17: (3, 3 if end == "complete" else None)}
+    service.answers = {}
+    server.asked.clear()
+
+
+AWAY = {verb: problem(503, "database-unavailable") for verb in ("results", "complete", "fail", "release")}
+
+
+@pytest.mark.parametrize("end", ["complete", "fail", "release"])
+def test_the_next_worker_posts_what_is_left_as_the_worker_that_made_it(
+    server: ScriptedServer, service: Service, tmp_path: Path, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    leave_behind(server, service, tmp_path, end=end)
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: service.ends, WAIT_SECONDS)
+    wait_for(lambda: not second.poster.settling, WAIT_SECONDS)
+    second.stop()
+    assert list(service.rows) == ["000.png", "001.png", "002.png"]
+    assert {(asked.body["worker_id"], asked.body["lease_seq"]) for asked in server.asked} == {("w-1", 3)}
+    assert service.runs == [{"engine": "decimer", "weights": "miniature", "snapshot": "abc"}]
+    [(verb, body)] = service.ends
+    assert verb == end
+    assert body.get("image_count") == (3 if end == "complete" else None)
+    assert body.get("reason") == {"complete": None, "fail": "storage", "release": "restarted"}[end]
+    assert "3 rows of 1 jobs are left of the worker w-1" in caplog.text
+    assert list(tmp_path.glob("*.spool*")) == []
+
+
+def test_what_is_left_goes_before_new_claims_and_new_rows(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    leave_behind(server, service, tmp_path)
+    service.answers = AWAY
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: server.asked, WAIT_SECONDS)
+    wait_for(lambda: second.poster.settling, WAIT_SECONDS)
+    holding = second.hold(image_count=1)
+    finish_all(holding)
+    service.answers = {}
+    second.wait_end(holding)
+    assert [body["worker_id"] for _, body in service.ends] == ["w-1", "w-2"]
+    assert not second.poster.settling
+    second.stop()
+
+
+@pytest.mark.parametrize("answer", [problem(409, "lease-lost"), problem(404, "not-found")])
+def test_rows_left_of_a_job_that_another_has_are_counted_and_go(
+    server: ScriptedServer, service: Service, tmp_path: Path, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_behind(server, service, tmp_path)
+    service.answers = {"results": answer, "complete": answer}
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: len(second.ended) == 1, WAIT_SECONDS)
+    second.stop()
+    assert "job 17: it is so" in caplog.text
+    assert "3 rows are left to its next worker" in caplog.text
+    assert list(tmp_path.glob("*.spool*")) == []
+
+
+def test_a_job_whose_completion_was_never_answered_is_known_to_be_complete(
+    server: ScriptedServer, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    leave_behind(server, service, tmp_path)
+    service.rows = {f"{number:03}.png": {} for number in range(3)}
+    service.answers = {"results": problem(409, "lease-lost", "lease 3 has ended: completed")}
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: len(second.ended) == 1, WAIT_SECONDS)
+    second.stop()
+    assert "job 17 had been completed already" in caplog.text
+    assert "left to its next worker" not in caplog.text
+
+
+def test_rows_left_by_somebody_elses_worker_stay_and_the_work_goes_on(
+    server: ScriptedServer, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_behind(server, service, tmp_path)
+    service.answers = {"results": problem(403, "worker-id-taken", "belongs to another token")}
+    second = Posting(server.root, tmp_path, "w-2")
+    holding = second.hold(image_count=1)
+    finish_all(holding)
+    second.wait_end(holding)
+    second.stop()
+    assert second.refusals == []
+    assert second.kept() == {17: (3, 3)}
+    assert str(tmp_path / "w-1.spool") in caplog.text
+    assert "belongs to another token" in caplog.text
+
+
+def test_a_revoked_token_keeps_what_is_left_and_says_where(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    leave_behind(server, service, tmp_path)
+    service.answers = {"results": problem(401, "unauthenticated")}
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: second.refusals, WAIT_SECONDS)
+    second.stop()
+    assert second.kept() == {17: (3, 3)}
+
+
+# --- while the service is away ---
+
+
+def test_rows_name_what_made_them_also_when_the_engine_was_changed_since(posting: Posting, service: Service) -> None:
+    service.answers = AWAY
+    holding = posting.hold(image_count=2)
+    for task_id, weights in enumerate(("old", "new")):
+        posting.poster.use(holding.engine_key, EngineRun(engine="decimer", weights=weights))
+        holding.finish(task_id, f"{task_id}.png", GOOD)
+        wait_for(lambda: holding.rows_waiting() == 0, WAIT_SECONDS)
+    holding.finish_listing()
+    service.answers = {}
+    posting.wait_end(holding)
+    assert list(service.rows) == ["0.png", "1.png"]
+    assert [run["weights"] for run in service.runs[-2:]] == ["old", "new"]
+    assert service.runs[-1]["weights"] == "new"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(404, "<html>default backend - 404</html>"),
+        Answer(200, "<html>log in to this network</html>"),
+        problem(429, "too-many-requests"),
+    ],
+)
+def test_what_answers_in_the_services_place_costs_no_results(
+    posting: Posting, service: Service, server: ScriptedServer, answer: Answer
+) -> None:
+    service.answers = dict.fromkeys(AWAY, answer)
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    wait_for(lambda: len(server.asked) >= 2, WAIT_SECONDS)
+    service.answers = {}
+    posting.wait_end(holding)
+    assert list(service.rows) == ["000.png"]
+    assert [verb for verb, _ in service.ends] == ["complete"]
+
+
+def test_a_full_spool_is_told_and_has_room_again_when_the_service_is_back(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    service.answers = AWAY
+    posting = Posting(server.root, tmp_path, max_bytes=40_000)
+    holding = posting.hold(image_count=300)
+    finish_all(holding)
+    wait_for(lambda: posting.poster.full, WAIT_SECONDS)
+    assert posting.poster.rows_waiting() == 300
+    service.answers = {}
+    wait_for(lambda: not posting.poster.full, WAIT_SECONDS)
+    posting.wait_end(holding)
+    assert len(service.rows) == 300
+    posting.stop()
+    assert list(tmp_path.glob("*.spool*")) == []
+
+
+def test_rows_are_kept_while_a_request_hangs_and_the_worker_must_end(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    service.answers = dict.fromkeys(AWAY, Answer(hold=True))
+    posting = Posting(server.root, tmp_path, timeout_seconds=5)
+    holding = posting.hold(image_count=70)
+    finish_all(holding)
+    assert server.held.wait(WAIT_SECONDS)
+    posting.poster.stop()
+    assert posting.poster.keep() == [holding]
+    assert posting.kept() == {17: (70, 70)}
+    posting.poster.stop(WAIT_SECONDS)
+    assert posting.kept() == {17: (70, 70)}
+    posting.client.close()

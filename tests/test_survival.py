@@ -17,6 +17,7 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.service import run
 from tests.serving import Serving, wait_for
+from uworker.spool import Spool, SpooledLease
 
 PROJECT = "patents"
 PACE: dict[str, str | int] = {"lease_seconds": 6, "heartbeat_seconds": 1, "sweep_seconds": 1, "backoff_seconds": 1}
@@ -194,3 +195,98 @@ def test_what_stood_still_for_longer_than_a_lease_expires_nobody_on_its_return(d
             assert holder.status_of(lease) is LeaseStatus.HELD
         # But the watch goes on, and a holder that is silent from now on loses the job.
         wait_for(lambda: admin.project(PROJECT).jobs.queued == 1, 60)
+
+
+def spooled(directory: Path) -> list[SpooledLease]:
+    """What a worker that has ended left on disk; it stays there."""
+    [path] = directory.glob("*.spool")
+    spool = Spool.adopt(path)
+    try:
+        return spool.leases()
+    finally:
+        spool.close()
+
+
+def assert_spooled_work_counted(admin: Client, left: list[SpooledLease], worker_ids: set[str]) -> None:
+    """What was finished before the worker ended was completed under its lease, uncharged, and not done again."""
+    finished = [lease for lease in left if lease.image_count is not None]
+    assert finished
+    for lease in finished:
+        [attempt] = admin.job(PROJECT, lease.lease.job_id).attempts
+        assert (attempt.outcome, attempt.charged, attempt.lease_seq) == ("completed", False, lease.lease.lease_seq)
+        assert attempt.worker_id in worker_ids
+    for lease in left:
+        rows = [row.worker_id for row in admin.job_results(PROJECT, lease.lease.job_id)]
+        assert sum(row in worker_ids for row in rows) >= lease.row_count
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_results_outlive_the_service_and_the_worker_that_made_them(
+    data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path, end: signal.Signals
+) -> None:
+    port = free_port()
+    with Serving(data_dir, port=port, **PACE) as serving:
+        admin, token = submit(serving, long_corpus)
+        first = start_worker(serving.root, token)
+        wait_for(lambda: stored(admin) >= 30, 120)
+        before = stored(admin)
+        worker_ids = {worker.id for worker in admin.workers()}
+        serving.kill()
+        # Recognition goes on: a job comes to its end while nobody can be told.
+        wait_for(lambda: "is done; that is kept" in first.log, 120)
+        first.send(end)
+        assert first.process.wait(20) == (0 if end is signal.SIGTERM else -signal.SIGKILL)
+        left = spooled(tmp_path / "spool")
+        assert sum(lease.row_count for lease in left) > 0
+        with Serving(data_dir, port=port, **PACE) as again:
+            admin = again.client()
+            assert stored(admin) < before + sum(lease.row_count for lease in left)
+            second = start_worker(serving.root, token)
+            end_of(second)
+            # A job of which the dead worker had nothing yet is charged.
+            assert_finished_and_right(admin, long_corpus, charges=1)
+            assert_spooled_work_counted(admin, left, worker_ids)
+            rows = sum(lease.row_count for lease in left)
+            assert f"{rows} rows of {len(left)} jobs are left of the worker" in second.log
+            assert list((tmp_path / "spool").glob("*.spool*")) == []
+            assert_counters_equal_recount(f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres")
+        serving.process.returncode = 0
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_is_back(
+    data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path
+) -> None:
+    whole = long_corpus.root / "whole"
+    whole.mkdir()
+    for directory in long_corpus.directories[:4]:
+        (whole / directory).symlink_to(long_corpus.root / directory, target_is_directory=True)
+    port = free_port()
+    with Serving(data_dir, port=port, **PACE) as serving:
+        admin = serving.client(retry_seconds=60)
+        admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
+        admin.add_jobs(PROJECT, ["whole"])
+        token = admin.new_token(NewToken(name="w", role=Role.WORKER)).token
+        worker = start_worker(serving.root, token, spool_bytes="40000")
+        wait_for(lambda: stored(admin) >= 10, 120)
+        serving.kill()
+        wait_for(lambda: "recognition pauses" in worker.log, 120)
+        [recogniser] = worker.children()
+        wait_for(lambda: recogniser.cpu_percent(interval=0.5) < 5, 60)
+        paused_at = cpu_seconds(recogniser)
+        with Serving(data_dir, port=port, **PACE) as again:
+            # More than its end would take: it has most of the images still before it.
+            wait_for(lambda: cpu_seconds(recogniser) > paused_at + 1.5, 60)
+            end_of(worker)
+            admin = again.client()
+            assert admin.project(PROJECT).images.stored == 4 * 42
+            assert admin.project(PROJECT).jobs.completed == 1
+            assert all(job.failures == 0 for job in admin.jobs(PROJECT))
+        serving.process.returncode = 0
+    assert worker.log.count("recognition pauses") == 1
+    assert "recognition goes on" in worker.log
+    assert list((tmp_path / "spool").glob("*.spool*")) == []

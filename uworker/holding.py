@@ -1,23 +1,25 @@
 """One lease in the worker's hands: which of its images are on their way, and which rows the service lacks.
 
 Three threads meet here, under the holding's lock: the reader adds images, the main thread adds rows, the poster takes
-them. How a holding ends is decided once: completed, failed, released, or lost.
+them. How a holding ends is decided once: completed, failed, released, or lost. While the service is away the poster
+moves rows to a spool on disk; a holding can be made again from the spool of a process that has ended.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
 
-from job_api.schemas import Fail, Lease, NewResult, ResultStatus
+from job_api.schemas import EngineRun, Fail, Lease, NewResult, ResultStatus
 from job_api.text import clean_text
 from uworker.images import Verdict
+from uworker.spool import Spool, SpooledLease
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +32,24 @@ class Ending(StrEnum):
 
     COMPLETE = "complete"
     FAIL = "fail"
+    RELEASE = "release"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to post, and whether and how the lease ends with them."""
+    """Rows to post, and whether and how the lease ends with them.
+
+    Attributes:
+        rows: In the order in which they were made.
+        ending: None while the lease goes on.
+        run: With what rows out of a spool were made; None for those in memory.
+        last_id: Of rows out of a spool, the last one's.
+    """
 
     rows: list[NewResult]
     ending: Ending | None
+    run: EngineRun | None = None
+    last_id: int | None = None
 
 
 class Holding:
@@ -50,14 +62,33 @@ class Holding:
         self.image_count = 0
         self.recognised = 0
         self.posts_failed = 0
-        """Posts in a row that the service answered with an error; the poster's own."""
+        """Posts in a row that the service answered with an error; this and what follows is the poster's own."""
+        self.try_again_at = 0.0
+        self.spool: Spool | None = None
+        """Where rows of it lie that are older than those in memory."""
+        self.spooled_ending: Ending | None = None
+        """The ending that lies there, too."""
+        self.adopted = False
+        """Whether the process that made its rows has ended."""
         self._lock = threading.Lock()
         self._open: set[int] = set()
         self._rows: deque[NewResult] = deque()
         self._oldest_row_at = 0.0
         self._listed = False
         self._lost = False
+        self._given_back = False
         self._failure: Fail | None = None
+
+    @classmethod
+    def restored(cls, spool: Spool, spooled: SpooledLease) -> "Holding":
+        """A lease of a process that has ended, out of its spool; given back after its rows where it was not done."""
+        holding = cls(spooled.lease, spool.worker_id)
+        holding.spool, holding.adopted = spool, True
+        holding._failure = spooled.failure
+        holding.image_count = spooled.image_count or 0
+        holding._listed = spooled.image_count is not None
+        holding._given_back = not holding._listed and holding._failure is None
+        return holding
 
     def __str__(self) -> str:
         return f"job {self.lease.job_id}"
@@ -173,21 +204,35 @@ class Holding:
             if self._lost:
                 return None
             rows = [row for row, _ in zip(self._rows, range(MAX_BATCH_ROWS), strict=False)]
-            ending = None
-            if len(rows) == len(self._rows):
-                if self._failure is not None:
-                    ending = Ending.FAIL
-                elif self._listed and not self._open:
-                    ending = Ending.COMPLETE
+            ending = self._ending() if len(rows) == len(self._rows) else None
             old = bool(rows) and time.monotonic() - self._oldest_row_at >= MAX_BATCH_AGE_SECONDS
             if ending is not None or len(rows) == MAX_BATCH_ROWS or (rows and (old or flush)):
                 return Batch(rows, ending)
             return None
 
-    def acknowledge(self, rows: int, replacements: Iterable[NewResult] = ()) -> None:
-        """The service has the oldest `rows` rows; `replacements` stand for those of them that it refused."""
+    def everything_left(self) -> Batch:
+        """All rows in memory, and the ending if it is decided; what a spool must keep."""
         with self._lock:
-            for _ in range(min(rows, len(self._rows))):
+            return Batch([], None) if self._lost else Batch(list(self._rows), self._ending())
+
+    def _ending(self) -> Ending | None:
+        if self._failure is not None:
+            return Ending.FAIL
+        if self._given_back:
+            return Ending.RELEASE
+        return Ending.COMPLETE if self._listed and not self._open else None
+
+    def acknowledge(self, rows: Sequence[NewResult], replacements: Iterable[NewResult] = ()) -> None:
+        """These rows, the oldest, are the service's or the spool's; `replacements` stand for those that it refused."""
+        # By what they are and not by their number: a post may be answered when its rows have gone to the spool.
+        sent = {id(row) for row in rows}
+        with self._lock:
+            while self._rows and id(self._rows[0]) in sent:
                 self._rows.popleft()
             self._rows.extend(replacements)
             self._oldest_row_at = time.monotonic()
+
+    def drop_rows(self) -> None:
+        """The service will never take the rows that are in memory."""
+        with self._lock:
+            self._rows.clear()

@@ -1,21 +1,28 @@
-"""The posting thread: sends rows in small batches, ends leases, and keeps what the service could not take yet."""
+"""The posting thread: whose turn it is, what each answer means, and that nothing is lost while there is none.
+
+How a batch is put to the service is `delivery`'s; where rows lie meanwhile is `keeper`'s.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 
-from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused, ResultsMissing, Unreachable
-from job_api.schemas import Complete, EngineRun, NewResult, NewResults, RefusedRow, ResultStatus
-from job_api.text import clean_text
-from uworker.holding import Batch, Ending, Holding
+from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
+from job_api.schemas import EngineRun
+from uworker.delivery import Delivery
+from uworker.holding import Batch, Holding
+from uworker.keeper import Keeper
 
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_SECONDS = 0.2
 RETRY_SECONDS = 2.0
-# Answers of the kind 500 for one job's rows after which they count as rows that it will never take.
-MAX_SERVER_ERRORS = 30
+LONGEST_RETRY_SECONDS = 60.0
+# How often the spools of workers that have ended meanwhile are looked for.
+ADOPT_SECONDS = 60.0
+# Answers of the kind 500 for one job's rows after which they count as rows that it will never take: two hours of them.
+MAX_SERVER_ERRORS = 125
 
 
 class Poster:
@@ -25,6 +32,7 @@ class Poster:
         client: the way to the service; tries again by itself for a while.
         on_end: told of each holding that is over, by the posting thread.
         on_refusal: told when the service does not let the worker in any more.
+        keeper: keeps rows while the service is away.
         snapshot: named in every row, also in those that no engine had a part in.
     """
 
@@ -34,15 +42,17 @@ class Poster:
         on_end: Callable[[Holding], None],
         on_refusal: Callable[[Refused], None],
         *,
+        keeper: Keeper,
         snapshot: str | None = None,
     ) -> None:
-        self._client = client
+        self._delivery = Delivery(client, keeper, snapshot=snapshot)
+        self._keeper = keeper
         self._on_end = on_end
         self._on_refusal = on_refusal
-        self._snapshot = snapshot
         self._changed = threading.Condition()
         self._holdings: list[Holding] = []
-        self._runs: dict[tuple[str, str], EngineRun] = {}
+        self._away = False
+        self._adopt_at = 0.0
         self._flushing = False
         self._stopped = False
         self._flushed = threading.Event()
@@ -64,15 +74,33 @@ class Poster:
 
     def use(self, engine_key: tuple[str, str], run: EngineRun) -> None:
         """Rows of jobs with this engine are made with `run`."""
-        self._runs[engine_key] = run.model_copy(update={"snapshot": self._snapshot})
+        self._delivery.use(engine_key, run)
 
     def rows_waiting(self) -> int:
-        """Rows the service has not acknowledged."""
+        """Rows in memory, which neither the service nor the spool has."""
         with self._changed:
             return sum(holding.rows_waiting() for holding in self._holdings)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is anything to post, in memory or on disk."""
+        with self._changed:
+            return any(holding.rows_waiting() or holding.spool is not None for holding in self._holdings)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more results should be made, since there is no room for them."""
+        return self._keeper.full
+
+    @property
+    def settling(self) -> bool:
+        """Whether rows of processes that have ended go first: a claim now might take their jobs from them."""
+        with self._changed:
+            first_look = self._adopt_at == 0.0 and not self._stopped
+            return first_look or any(h.adopted and not h.posts_failed for h in self._holdings)
+
     def flush(self, seconds: float) -> bool:
-        """Post all rows that are there, at most for `seconds`; False when some are left."""
+        """Post all rows that are there, at most for `seconds`; False when some are left in memory."""
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
@@ -86,135 +114,130 @@ class Poster:
         if self._thread.is_alive():
             self._thread.join(seconds)
 
+    def keep(self) -> list[Holding]:
+        """Put on disk what was not posted, once it is stopped; returns the holdings of which something lies there."""
+        with self._changed:
+            holdings = list(self._holdings)
+        self._keeper.put_away(holdings, self._delivery.run_of)
+        kept = [h for h in holdings if not h.adopted and (h.spooled_ending is not None or self._keeper.rows_of(h))]
+        self._keeper.close()
+        return kept
+
     def _post_for_ever(self) -> None:
         while not self._stopped:
+            self._adopt()
             with self._changed:
                 holdings = list(self._holdings)
-            posted = False
-            for holding in holdings:
-                posted |= not self._stopped and self._post_from(holding)
-            if posted:
+            if self._away:
+                self._keeper.put_away(holdings, self._delivery.run_of)
+            if self._post_round(holdings):
                 continue
             if self._flushing:
                 self._flushed.set()
             with self._changed:
                 self._changed.wait(LOOK_AGAIN_SECONDS)
 
+    def _adopt(self) -> None:
+        """Take up what processes that have ended left on this machine; it goes before all else."""
+        if time.monotonic() < self._adopt_at or self._flushing:
+            return
+        adopted = self._keeper.adopt()
+        with self._changed:
+            self._holdings[:0] = adopted
+            self._adopt_at = time.monotonic() + ADOPT_SECONDS
+
+    def _post_round(self, holdings: list[Holding]) -> bool:
+        """Post a batch of each holding; False when there was nothing to post, or the service is away."""
+        posted = False
+        for holding in holdings:
+            if self._stopped:
+                break
+            try:
+                posted |= self._post_from(holding)
+            except _ServiceAway as away:
+                if not self._away:
+                    log.warning("results are kept until the service can be reached: %s", away)
+                self._away = True
+                self._keeper.put_away(holdings, self._delivery.run_of)
+                self._pause()
+                return False
+        return posted
+
     def _post_from(self, holding: Holding) -> bool:
-        """Post one batch of a holding; False when there was none, or it could not be posted."""
+        """Post one batch of a holding; False when there was none, or it could not be posted.
+
+        Raises:
+            _ServiceAway: nothing can be posted at present.
+        """
         if holding.lost:
+            if self._keeper.rows_of(holding):
+                self._say_left(holding, "its lease is lost")
             self._end(holding)
             return False
-        batch = holding.next_batch(flush=self._flushing)
+        if time.monotonic() < holding.try_again_at and not self._flushing:
+            return False
+        batch = self._keeper.next_batch(holding) or holding.next_batch(flush=self._flushing)
         if batch is None:
             return False
         try:
-            self._post(holding, batch)
+            if self._delivery.post(holding, batch):
+                self._end(holding)
         except (LeaseLost, NotFound) as error:
-            log.warning(
-                "%s: %s; %d rows are left to its next worker",
-                holding,
-                error,
-                holding.rows_waiting(),
-                extra=holding.log_context,
-            )
-            holding.lose()
-            self._end(holding)
+            self._leave_to_next(holding, str(error), batch)
         except Refused as error:
-            self._on_refusal(error)
-            self._pause()
-            return False
-        except Unreachable as error:
-            log.warning("rows are kept until the service can be reached: %s", error)
-            self._pause()
+            self._obey_refusal(holding, error)
             return False
         except ClientError as error:
-            holding.posts_failed += 1
-            if isinstance(error, ApiError) and error.status >= 500 and holding.posts_failed < MAX_SERVER_ERRORS:
-                # The service's own fault, which may pass; a result is not thrown away for it.
-                log.warning("%s: rows are kept and sent again: %s", holding, error, extra=holding.log_context)
-            else:
-                log.exception("%s: the service cannot take the rows", holding, extra=holding.log_context)
-                self._give_up(holding, error)
-            self._pause()
+            if _is_away(error):
+                raise _ServiceAway(str(error)) from error
+            self._note_error(holding, error)
             return False
         holding.posts_failed = 0
+        if self._away:
+            self._away = False
+            log.info("the service is back; what was kept is posted")
+        self._keeper.note_back()
         return True
 
-    def _post(self, holding: Holding, batch: Batch) -> None:
-        lease = holding.lease
-        run = self._runs.get(holding.engine_key, EngineRun(engine=lease.engine, snapshot=self._snapshot))
-        if batch.ending is Ending.COMPLETE:
-            self._complete(holding, batch, run)
-            return
-        if batch.rows:
-            self._post_rows(holding, batch, run)
-        if batch.ending is Ending.FAIL and not holding.rows_waiting() and holding.failure is not None:
-            ended = self._client.fail(lease.project, lease.job_id, holding.failure)
-            log.warning(
-                "%s cannot be done (%s), it is now %s: %s",
-                holding,
-                holding.failure.reason,
-                ended.state,
-                holding.failure.message,
-                extra=holding.log_context,
-            )
-            self._end(holding)
-
-    def _post_rows(self, holding: Holding, batch: Batch, run: EngineRun) -> list[RefusedRow]:
-        """Post a batch on its own, and put replacements for the rows that were refused in line; returns those."""
-        lease = holding.lease
-        posted = NewResults(worker_id=holding.worker_id, lease_seq=lease.lease_seq, run=run, rows=batch.rows)
-        refused = self._client.post_results(lease.project, lease.job_id, posted).refused
-        holding.acknowledge(len(batch.rows), self._replacements(holding, batch, refused))
-        return refused
-
-    def _complete(self, holding: Holding, batch: Batch, run: EngineRun) -> None:
-        lease = holding.lease
-        done = Complete(
-            worker_id=holding.worker_id,
-            lease_seq=lease.lease_seq,
-            image_count=holding.image_count,
-            run=run,
-            rows=batch.rows,
-        )
-        try:
-            answer = self._client.complete(lease.project, lease.job_id, done)
-        except ResultsMissing as error:
-            # Those that rode along may be refused ones; alone they are answered by name.
-            if batch.rows and self._post_rows(holding, batch, run):
-                return
-            holding.fail("results-missing", str(error), retryable=True)
-            return
-        holding.acknowledge(len(batch.rows))
-        for refused_row in answer.refused:
-            log.error("%s: a row was refused: %s", holding, refused_row.reason, extra=holding.log_context)
-        log.info(
-            "%s completed: %d images, %d recognised in %.1f s: %s",
-            holding,
-            holding.image_count,
-            holding.recognised,
-            time.monotonic() - holding.began,
-            clean_text(lease.directory),
-            extra=holding.log_context,
-        )
+    def _leave_to_next(self, holding: Holding, reason: str, batch: Batch) -> None:
+        """End a holding whose lease is another's now, or was completed by a request whose answer never came."""
+        if batch.last_id is not None and self._delivery.was_completed(holding):
+            log.info("%s had been completed already", holding, extra=holding.log_context)
+        else:
+            self._say_left(holding, reason)
+        holding.lose()
         self._end(holding)
 
-    def _replacements(self, holding: Holding, batch: Batch, refused: list[RefusedRow]) -> list[NewResult]:
-        """A row for each that was refused, saying so; or the image would be missing for ever."""
-        replacements = []
-        for refusal in refused:
-            row = batch.rows[refusal.index]
-            context = {**holding.log_context, "image": row.image}
-            log.error("%s: the row of an image was refused: %s", holding, refusal.reason, extra=context)
-            if row.status is not ResultStatus.ENGINE_ERROR:
-                message = clean_text(f"the service refused the row: {refusal.reason}", 1000)
-                replacements.append(
-                    NewResult(
-                        image=row.image, engine=row.engine, status=ResultStatus.ENGINE_ERROR, error_message=message
-                    )
-                )
-        return replacements
+    def _say_left(self, holding: Holding, reason: str) -> None:
+        rows = holding.rows_waiting() + self._keeper.rows_of(holding)
+        log.warning("%s: %s; %d rows are left to its next worker", holding, reason, rows, extra=holding.log_context)
+
+    def _obey_refusal(self, holding: Holding, error: Refused) -> None:
+        if holding.adopted and error.status == 403:
+            path = self._keeper.leave(holding, str(error))
+            with self._changed:
+                self._holdings = [h for h in self._holdings if h.spool is None or h.spool.path != path]
+            return
+        with self._changed:
+            holdings = list(self._holdings)
+        self._keeper.put_away(holdings, self._delivery.run_of)
+        self._on_refusal(error)
+        self._pause()
+
+    def _note_error(self, holding: Holding, error: ClientError) -> None:
+        """The service answers for this job's rows alone, with a fault of its own that may pass, or with a refusal."""
+        holding.posts_failed += 1
+        passing = isinstance(error, ApiError) and error.status >= 500
+        if passing and holding.posts_failed < MAX_SERVER_ERRORS:
+            # A result is not thrown away for it.
+            log.warning("%s: rows are kept and sent again: %s", holding, error, extra=holding.log_context)
+            pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(holding.posts_failed - 1, 10))
+            holding.try_again_at = time.monotonic() + pause
+            self._keeper.put_away([holding], self._delivery.run_of)
+        else:
+            log.error("%s: the service cannot take the rows: %s", holding, error, extra=holding.log_context)
+            self._give_up(holding, error)
+            self._pause()
 
     def _give_up(self, holding: Holding, error: ClientError) -> None:
         """End a lease whose rows the service will not take as they are, so that it does not stay here for ever."""
@@ -223,15 +246,29 @@ class Poster:
             holding.lose()
             return
         holding.fail("service", str(error), retryable=True)
-        if isinstance(error, ApiError):
-            holding.acknowledge(holding.rows_waiting())
+        holding.drop_rows()
+        self._keeper.discard(holding)
 
     def _end(self, holding: Holding) -> None:
         with self._changed:
             if holding in self._holdings:
                 self._holdings.remove(holding)
+        self._keeper.end(holding)
         self._on_end(holding)
 
     def _pause(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._flushing or self._stopped, RETRY_SECONDS)
+
+
+class _ServiceAway(Exception):
+    """Nothing can be posted at present."""
+
+
+def _is_away(error: ClientError) -> bool:
+    """Whether the service is away, or something else answers in its place: then no answer says anything of the rows."""
+    if not isinstance(error, ApiError):
+        # No document of the service's, or none at all.
+        return True
+    by_another = error.problem_type == "about:blank" and error.status not in (400, 413, 422)
+    return by_another or error.status == 429

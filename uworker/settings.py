@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import platformdirs
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -18,6 +19,11 @@ class SettingsError(Exception):
 def default_weights_home() -> Path:
     """Where DECIMER itself keeps its weights."""
     return Path(os.environ.get("PYSTOW_HOME") or Path("~/.data").expanduser())
+
+
+def default_spool_dir() -> Path:
+    """Where a user's programs keep what must outlive them, such as ~/.local/state (XDG_STATE_HOME)."""
+    return platformdirs.user_state_path("decimer-jobs")
 
 
 class WorkerSettings(BaseSettings):
@@ -54,6 +60,13 @@ class WorkerSettings(BaseSettings):
     )
     weights_sha256: str | None = Field(
         default=None, pattern="^[0-9a-fA-F]{64}$", description="accept only weights of this digest"
+    )
+    spool_dir: Path = Field(
+        default_factory=default_spool_dir,
+        description="folder for results while the service is away; default: ~/.local/state/decimer-jobs",
+    )
+    spool_bytes: int = Field(
+        default=500_000_000, gt=0, description="disk space for them; recognition pauses when it is full"
     )
     snapshot: str | None = Field(default=None, description="name of the software's snapshot, kept in every row")
     hostname: str = Field(default_factory=socket.gethostname, description="this machine's name in the fleet")

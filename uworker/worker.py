@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any
 
 from job_api.client import Client, ClientError, Refused, Unreachable
-from job_api.schemas import Lease, MachineLoad, WorkerState
+from job_api.schemas import Lease, MachineLoad, Release, WorkerState
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
@@ -25,6 +25,7 @@ from uworker.faults import FaultLog
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
+from uworker.keeper import Keeper
 from uworker.machine import read_machine
 from uworker.poster import Poster
 from uworker.reader import Reader
@@ -42,6 +43,8 @@ LOOP_SECONDS = 0.25
 # least, and enough to have the most.
 LEAST_AHEAD, MOST_AHEAD = 2, 4
 MAX_ROWS_WAITING = 5_000
+# After which results go to disk; the posting goes on all the same.
+POST_RETRY_SECONDS = 3.0
 RATE_SECONDS = 60.0
 # An orderly end takes at most the sum of these, well under the 20 s that a spot VM or `docker stop` leaves.
 FLUSH_SECONDS, GOODBYE_SECONDS, JOURNAL_SECONDS = 8.0, 4.0, 3.0
@@ -90,9 +93,10 @@ class Worker:
             self._wake,
         )
         self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
-        patient = self._client(60)
-        self._reader = Reader(patient, settings, self._wake)
-        self._poster = Poster(patient, self._end, self._refuse, snapshot=settings.snapshot)
+        self._reader = Reader(self._client(60), settings, self._wake)
+        poster_client = self._client(POST_RETRY_SECONDS)
+        self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
+        self._poster = Poster(poster_client, self._end, self._refuse, keeper=self._keeper, snapshot=settings.snapshot)
         self._claimer = Claimer(
             self._client(60),
             self.worker_id,
@@ -137,6 +141,7 @@ class Worker:
                 heartbeat_seconds = self._reach_service()
                 if heartbeat_seconds is not None:
                     logging.getLogger().addHandler(self._journal)
+                    self._keeper.prepare()
                     for thread in (self._journal, self._reader, self._poster, self._claimer):
                         thread.start()
                     self._heart.start(heartbeat_seconds)
@@ -200,7 +205,7 @@ class Worker:
     def _is_over(self) -> bool:
         if self._signals or self._eviction.notice is not None or self._exit_code is not None:
             return True
-        if self._held():
+        if self._held() or self._poster.settling:
             return False
         if self._heart.state in (WorkerState.DRAIN, WorkerState.GONE):
             log.info("this worker was told to stop and holds nothing any more")
@@ -214,7 +219,7 @@ class Worker:
     def _feed(self) -> str:
         """Give images to the recognisers as long as they take some; says what keeps the rest."""
         while (image := self._reader.peek()) is not None:
-            if self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+            if self._poster.full or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
                 return "waiting for the service to take the results"
             if not self._crew.prepare(image.holding):
                 return "making the engine ready"
@@ -262,16 +267,18 @@ class Worker:
         for report in self._crew.poll(0) or []:
             self._hear(report)
         self._crew.stop(grace_seconds=0.5)
-        if self._poster.rows_waiting() and self._exit_code != EXIT_REFUSED:
+        if self._poster.has_rows and self._exit_code != EXIT_REFUSED:
             log.info("posting the last results")
-            if not self._poster.flush(FLUSH_SECONDS):
-                log.error("%d results could not be posted; their images are done again", self._poster.rows_waiting())
+            self._poster.flush(FLUSH_SECONDS)
         self._poster.stop()
         # Ends all waiting and retrying in the other threads.
         self._leave.set()
         self._heart.stop()
+        kept = self._poster.keep()
+        if rows := self._poster.rows_waiting():
+            log.error("%d results could be neither posted nor kept on disk; their images are done again", rows)
         if self._exit_code != EXIT_REFUSED:
-            self._say_goodbye()
+            self._say_goodbye(kept)
         log.info(
             "worker %s ends: %d jobs, %d images; stopped in %.1f s",
             self.worker_id,
@@ -283,11 +290,17 @@ class Worker:
         # Last: from now on the machine may go at any moment.
         self._eviction.finish()
 
-    def _say_goodbye(self) -> None:
+    def _say_goodbye(self, kept: list[Holding]) -> None:
+        """Give all leases back, but those of which something is kept on disk: it could not be posted any more."""
         self._leave = threading.Event()
         client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
         try:
-            client.goodbye(self.worker_id)
+            if not kept:
+                client.goodbye(self.worker_id)
+            for holding in self._held() if kept else ():
+                if holding not in kept and not holding.lost:
+                    given = Release(worker_id=self.worker_id, lease_seq=holding.lease.lease_seq, reason="goodbye")
+                    client.release(holding.lease.project, holding.lease.job_id, given)
         except ClientError as error:
             log.warning("the goodbye did not arrive, so the leases have to run out: %s", error)
 
@@ -299,6 +312,8 @@ class Worker:
 
     def _jobs_wanted(self) -> int:
         if self._heart.state is not WorkerState.RUN or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+            return 0
+        if self._poster.full or self._poster.settling:
             return 0
         threads = self._crew.threads
         ahead = self._reader.images_ahead()
@@ -324,7 +339,7 @@ class Worker:
         with self._lock:
             if holding in self._holdings:
                 self._holdings.remove(holding)
-        if not holding.abandoned:
+        if not holding.abandoned and not holding.adopted:
             self._jobs_done += 1
         self._claimer.wake()
         self._bell.set()

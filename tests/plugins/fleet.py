@@ -71,7 +71,7 @@ def start_worker(tmp_path: Path, miniature_home: Path) -> Iterator[WorkerStarter
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("UWORKER_", "JOB_API_"))}
         given = {"job_api_root": root, "job_api_token": token, "weights_home": str(miniature_home)}
         # Where the tests themselves run in a cloud, its notices are none of theirs.
-        given |= {"eviction": "off", **settings}
+        given |= {"spool_dir": str(tmp_path / "spool"), "eviction": "off", **settings}
         environment = clean | {f"UWORKER_{name.upper()}": value for name, value in given.items()}
         if python_path is not None:
             environment["PYTHONPATH"] = str(python_path)

@@ -282,6 +282,7 @@ def _worker(root: str, token: str, weights_home: Path, output: Path) -> Iterator
         "UWORKER_JOB_API_TOKEN": token,
         "UWORKER_JOB_API_PROJECT": PROJECT,
         "UWORKER_WEIGHTS_HOME": str(weights_home),
+        "UWORKER_SPOOL_DIR": str(output / "spool"),
     }
     with _process([sys.executable, "-m", "uworker", "--once"], environment, output / "worker.log") as process:
         _step("a worker; it loads its engine first")
