@@ -308,7 +308,7 @@ class Client:
         return self._ask(schemas.Worker, "POST", f"/v4/workers/{_part(worker_id)}/lift")
 
     def logs(self, project: str | None = None, **filters: Any) -> Iterator[schemas.StoredLogLine]:
-        """Log lines, oldest first; filters are `level`, `worker_id`, `job_id`, `text`."""
+        """Log lines, oldest first; filters are `level`, `worker_id`, `job_id`, `image`, `text`."""
         return self._pages(schemas.StoredLogLine, f"/v4/{_project(project)}/logs" if project else "/v4/logs", filters)
 
     def results(self, project: str, **filters: Any) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,7 @@ SELECT l.id, l.received_at, l.worker_id, l.level, l.logger, l.message, l.traceba
 FROM log_lines l LEFT JOIN projects p ON p.id = l.project_id AND p.deleted_at IS NULL
 WHERE l.id > $1 AND ($2::bigint IS NULL OR l.project_id = $2) AND ($3::text[] IS NULL OR l.level = ANY($3))
   AND ($4::text IS NULL OR l.worker_id = $4) AND ($5::bigint IS NULL OR l.job_id = $5)
-  AND ($6::text IS NULL OR position($6 IN l.message) > 0)
+  AND ($6::text IS NULL OR position($6 IN l.message) > 0) AND ($8::text IS NULL OR l.image = $8)
 ORDER BY l.id LIMIT $7
 """
 
@@ -149,10 +149,11 @@ async def lines(
     worker_id: str | None,
     job_id: int | None,
     text: str | None,
+    image: str | None,
     limit: int,
 ) -> list[StoredLogLine]:
     """Log lines after an id, oldest first; `text` is looked for in the message."""
     levels = list(LogLevel)
     wanted = None if at_least is None else [str(level) for level in levels[levels.index(at_least) :]]
-    rows = await connection.fetch(LINES, after, project_id, wanted, worker_id, job_id, text, limit)
+    rows = await connection.fetch(LINES, after, project_id, wanted, worker_id, job_id, text, limit, image)
     return [StoredLogLine.model_validate(dict(row)) for row in rows]

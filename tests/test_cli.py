@@ -211,6 +211,23 @@ def test_logs_are_listed_safely(patents: RunningService) -> None:
     assert run("logs", "--job", 1, service=patents).exit_code == 2
 
 
+def test_logs_are_found_by_what_they_are_about(patents: RunningService) -> None:
+    client = patents.client("worker")
+    about = schemas.LogLine(message="of an image", project="patents", job_id=1, image="1/a.png")
+    client.post_logs("w2", [about, about.model_copy(update={"job_id": 2, "message": "of the other job's"})])
+    client.post_logs("w3", [schemas.LogLine(message="of no image", project="patents")])
+    admin = patents.client()
+    for wanted, said in (
+        ({"image": "1/a.png"}, ["of an image", "of the other job's"]),
+        ({"image": "1/a.png", "job_id": 1}, ["of an image"]),
+        ({"image": "a.png"}, []),
+        ({"text": "no image"}, ["of no image"]),
+        ({"worker_id": "w3"}, ["of no image"]),
+    ):
+        assert [line.message for line in admin.logs("patents", **wanted)] == said, wanted
+    assert len(shown("logs", "patents", "--image", "1/a.png", service=patents).splitlines()) == 2
+
+
 def test_job_is_shown_with_its_attempts(patents: RunningService) -> None:
     text = shown("job", "show", "patents", job_ids(patents)["Name (Author 1999) [R1]"], service=patents)
     assert "(Name (Author 1999) [R1]) is completed" in text

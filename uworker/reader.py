@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from job_api.client import Client, ClientError, LeaseLost, NotFound
+from job_api.client import Client, ClientError, LeaseLost, NotFound, Unreachable
 from uworker.holding import Holding
 from uworker.images import Source, SourceError, Verdict, open_source
 from uworker.settings import WorkerSettings
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 MAX_IMAGES_AHEAD = 64
 MAX_BYTES_AHEAD = 256_000_000
+RETRY_SECONDS = 2.0
 # The share of the newest job in the mean number of images of a job.
 NEWEST_SHARE = 0.2
 
@@ -131,9 +132,9 @@ class Reader:
 
     def _read_images(self, holding: Holding, source: Source) -> None:
         images = source.list_images(holding.lease.directory)
-        done: set[str] = set()
-        if holding.lease.results_count:
-            done.update(self._client.images_done(holding.lease, holding.worker_id))
+        done = self._done(holding)
+        if done is None:
+            return
         holding.image_count = len(images)
         left = [image for image in images if image.name not in done]
         if done:
@@ -152,6 +153,19 @@ class Reader:
             elif not self._put(ReadImage(holding, ImageTask(next(self._task_ids), image.name, data))):
                 return
         holding.finish_listing()
+
+    def _done(self, holding: Holding) -> set[str] | None:
+        """Images that need no work. Waits for a service that is away; None when nobody wants the job any more."""
+        if not holding.lease.results_count:
+            return set()
+        while not self._stopped and not holding.abandoned:
+            try:
+                return set(self._client.images_done(holding.lease, holding.worker_id))
+            except Unreachable as error:
+                log.warning("%s waits to hear which of its images are done: %s", holding, error)
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or holding.abandoned, RETRY_SECONDS)
+        return None
 
     def _put(self, image: ReadImage) -> bool:
         """Queue an image when there is room; False when nobody wants it any more."""

@@ -176,6 +176,7 @@ def logs(
     job_id: Annotated[
         int | None, typer.Option("--job", metavar="ID", min=1, help="Only lines of this job of PROJECT.")
     ] = None,
+    image: Annotated[str | None, typer.Option(metavar="NAME", help="Only lines about this image.")] = None,
     text: Annotated[str | None, typer.Option(help="Only lines that hold this text.")] = None,
     config: Config = None,
     as_json: AsJson = False,
@@ -184,7 +185,7 @@ def logs(
     if job_id is not None and project is None:
         raise typer.BadParameter("--job needs the PROJECT it belongs to")
     with connect(config) as client:
-        found = client.logs(project, level=level, worker_id=worker, job_id=job_id, text=text)
+        found = client.logs(project, level=level, worker_id=worker, job_id=job_id, image=image, text=text)
         if as_json:
             print_json(found)
             return

@@ -144,6 +144,7 @@ class LogFilter:
     worker_id: Annotated[str | None, Query(max_length=128)] = None
     job_id: Annotated[int | None, Query(ge=1, le=MAX_INT8)] = None
     text: Annotated[str | None, Query(max_length=200, description="part of the message")] = None
+    image: Annotated[str | None, Query(max_length=1024, description="its name as in the results")] = None
     after: AfterIdQuery = 0
     limit: LimitQuery = 100
 
@@ -179,6 +180,7 @@ async def _page_of_lines(
             worker_id=wanted.worker_id,
             job_id=wanted.job_id,
             text=wanted.text,
+            image=wanted.image,
             limit=wanted.limit,
         )
     link_next(request, response, items, wanted.limit, after=items[-1].id if items else 0)
