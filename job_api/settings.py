@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     quarantine_after: int = Field(
         default=5,
         ge=0,
+        le=1000,
         description="a worker is quarantined when so many different jobs failed in a row; 0: never",
     )
     max_body_bytes: int = Field(default=32_000_000, gt=0, description="largest request body")

@@ -412,6 +412,8 @@ def test_neither_a_proxy_nor_a_redirect_leads_elsewhere(watch: Watcher, monkeypa
     with serving([Answer(200, "TRUE", {"Metadata-Flavor": "Google"})]) as elsewhere:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, elsewhere.root)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
         redirects = [Answer(307, "", {"Location": elsewhere.root + "/"})]
         with serving(lambda asked: redirects.pop() if redirects else metadata(asked)) as server:
             assert watch("gcp", server).notice

@@ -19,7 +19,7 @@ def test_recognisers_killed_in_the_middle_cost_no_image(
 ) -> None:
     admin = service.client("admin")
     admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
-    directories = long_corpus.directories[:7]
+    directories = long_corpus.directories[:8]
     smiles = {key: value for key, value in long_corpus.smiles.items() if key[0] in directories}
     admin.add_jobs(PROJECT, directories)
     worker = start_worker(service.root, service.token("worker"), processes="2", threads_per_process="1")
@@ -32,7 +32,7 @@ def test_recognisers_killed_in_the_middle_cost_no_image(
         killed.add(busiest.pid)
         busiest.kill()
     assert worker.wait() == 0, worker.log
-    assert len(killed) >= 4
+    assert len(killed) >= 3
     assert worker.log.count("exit -9, SIGKILL, possible out of memory") == len(killed)
     found = list(admin.results(PROJECT))
     assert Counter((row["directory"], row["image"]) for row in found) == Counter(smiles.keys())

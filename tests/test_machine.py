@@ -136,6 +136,13 @@ def test_a_limit_of_a_group_further_up_holds_for_the_process_too(version_2: Kern
     assert read_machine(version_2.cgroups) == Machine(min(1.5, len(os.sched_getaffinity(0))), 900_000, 800_000)
 
 
+def test_a_group_that_is_slowed_down_before_its_limit_has_that_as_its_limit(version_2: Kernel) -> None:
+    version_2.write("a/b", memory_max="1000000", memory_high="800000", memory_current="400000")
+    assert version_2.cgroups.memory_limits() == [MemoryLimit(800_000, 400_000)]
+    version_2.write("a/b", memory_max="max", memory_high="700000")
+    assert version_2.cgroups.memory_limits() == [MemoryLimit(700_000, 400_000)]
+
+
 def test_files_that_were_read_do_not_count_as_used(version_2: Kernel) -> None:
     version_2.write("a/b", memory_max="1000000", memory_current="900000")
     version_2.write("a/b", memory_stat="anon 100000\nfile 800000\ninactive_file 700000\nactive_file 100000")
@@ -220,6 +227,18 @@ def test_memory_is_a_mean_over_the_window_and_forgets_what_was_before(version_2:
     assert sample(2, 0) == 50
     assert sample(2 + WINDOW_SECONDS, 400) == 40
     assert sample(3 + WINDOW_SECONDS, 600) == 50
+
+
+def test_the_mean_of_one_limit_is_not_measured_by_another(version_2: Kernel) -> None:
+    """Which of them is the scarcest may change from one second to the next."""
+    used = 3 * 10**9
+    limit = psutil.virtual_memory().available + used // 2
+    sampler = Sampler(version_2.cgroups)
+    for second in range(4):
+        version_2.write("a/b", memory_max=str(limit), memory_current=str(used * (second % 2)))
+        sampler.sample(float(second), [])
+    assert sampler.load is not None
+    assert (sampler.load.machine.memory_bytes, sampler.load.machine.memory_used_bytes) == (limit, 2 * 10**9)
 
 
 def test_there_is_no_load_before_there_were_two_samples(version_2: Kernel) -> None:

@@ -41,7 +41,7 @@ def test_small_directories_are_claimed_several_at_once_and_few_are_held(
     assert max(held) <= 12
     [claims] = service.sql("SELECT count(DISTINCT claim_key) AS claims, count(*) AS jobs FROM attempts")
     assert claims["jobs"] == SMALL_DIRECTORIES
-    assert claims["claims"] < SMALL_DIRECTORIES / 2
+    assert claims["claims"] < SMALL_DIRECTORIES * 0.8
 
 
 def test_directories_are_finished_in_order_and_none_is_claimed_long_before_its_turn(
@@ -55,10 +55,8 @@ def test_directories_are_finished_in_order_and_none_is_claimed_long_before_its_t
     attempts = service.sql("SELECT job_id, claimed_at, ended_at FROM attempts ORDER BY ended_at")
     assert [attempt["job_id"] for attempt in attempts] == sorted(attempt["job_id"] for attempt in attempts)
     assert len(attempts) == 6
-    claimed_at = {attempt["job_id"]: attempt["claimed_at"] for attempt in attempts}
-    for before, after in zip(attempts, attempts[2:], strict=False):
-        # The next is claimed before this one ends, so that nobody waits for it; the one after that is not.
-        assert claimed_at[after["job_id"]] > claimed_at[before["job_id"]]
-        assert before["ended_at"] < after["ended_at"]
-    overlaps = [a["ended_at"] > claimed_at[b["job_id"]] for a, b in itertools.pairwise(attempts)]
-    assert all(overlaps), "the recognisers ran dry between two directories"
+    # The next is claimed before one ends, so that nobody waits for it; the one after that is not.
+    for one, following in itertools.pairwise(attempts):
+        assert following["claimed_at"] < one["ended_at"], "the recognisers ran dry between two directories"
+    for one, later in zip(attempts, attempts[2:], strict=False):
+        assert later["claimed_at"] > one["ended_at"], "too much is held at once"

@@ -97,7 +97,7 @@ def situation(machine: Machine = LARGE, **differences: Any) -> Situation:
         "retiring": 0,
         "threads": processes * per_process,
         "threads_per_process": per_process,
-        "images_wait": True,
+        "images_wait_seconds": 60.0,
         "unchanged_seconds": WINDOW_SECONDS,
     }
     return Situation(**given | differences)
@@ -128,7 +128,7 @@ CONTAINER = Machine(4, 6 * GB, 3_500_000_000)
         (situation(processes=2, measured=0), (2, 8), "as before"),
         (situation(processes=2, retiring=1), (2, 8), "as before"),
         # nor where no image waits for it,
-        (situation(images_wait=False), (1, 4), "as before"),
+        (situation(images_wait_seconds=0.0), (1, 4), "as before"),
         # nor where no processor time is left: such threads use more than a core each.
         (situation(cores_used=15.9), (1, 4), "as before"),
         (situation(cores_used=15.4), (2, 8), "16 cores"),
@@ -179,7 +179,7 @@ def test_threads_that_wait_a_lot_are_more_than_the_cores_but_not_without_end() -
     # What is fast enough, or has nothing to do, or is held back by another program, is not made more.
     alone = {"threads_per_process": 2}
     assert decide(situation(two, **alone, cores_used=1.6), THRESHOLDS).processes == 1
-    assert decide(situation(two, **alone, cores_used=1.2, images_wait=False), THRESHOLDS).processes == 1
+    assert decide(situation(two, **alone, cores_used=1.2, images_wait_seconds=0.0), THRESHOLDS).processes == 1
     assert decide(situation(two, **alone, cores_used=1.2, others_cores=0.4), THRESHOLDS).processes == 1
     assert decide(situation(filled(0.74, cores=2), **alone, cores_used=1.2), THRESHOLDS).processes == 1
 
@@ -295,19 +295,21 @@ class Simulation:
         self.own: list[float] = []
         self.memory: list[int] = []
         self.said: list[tuple[int, Target]] = []
-        self.second = 0
+        self.second = self.busy_since = 0
 
-    def run(self, seconds: int, *, others: float = 0.0, memory_of_others: int = 0) -> Target:
+    def run(self, seconds: int, *, others: float = 0.0, memory_of_others: int = 0, images: bool = True) -> Target:
         for _ in range(seconds):
-            self._tick(others, memory_of_others)
+            self._tick(others, memory_of_others, images=images)
         return self.target
 
-    def _tick(self, others: float, memory_of_others: int) -> None:
+    def _tick(self, others: float, memory_of_others: int, *, images: bool) -> None:
         self.second += 1
+        self.busy_since = self.busy_since if images else self.second
         self.unchanged += 1
         self.ages = [age + 1 for age in self.ages]
         ready = sum(age >= self.loading_seconds for age in self.ages)
         threads = min(self.target.threads, ready * self.per_process)
+        threads = threads if images else 0
         crowd = max(1.0, (threads + others) / self.base.cores)
         self.others = [*self.others, others / crowd][-5:]
         used = self.base.memory_used_bytes + memory_of_others + 3 * GB * ready
@@ -329,7 +331,7 @@ class Simulation:
                 retiring=0,
                 threads=self.target.threads,
                 threads_per_process=self.per_process,
-                images_wait=True,
+                images_wait_seconds=self.second - self.busy_since,
                 unchanged_seconds=self.unchanged,
                 bearable_threads=self.target.bearable_threads,
             ),
@@ -351,6 +353,14 @@ def test_a_large_machine_is_filled_process_by_process() -> None:
     assert machine.numbers() == [(2, 8), (3, 12), (4, 16)]
     starts = [second for second, _ in machine.said]
     assert all(later - earlier >= 25 for earlier, later in zip([0, *starts], starts, strict=False))
+
+
+def test_work_that_comes_after_a_pause_finds_the_processes_that_are_enough() -> None:
+    machine = Simulation(Machine(2, 24 * GB, GB), 2)
+    for _ in range(3):
+        machine.run(60)
+        machine.run(30, images=False)
+    assert machine.numbers() == []
 
 
 def test_another_program_comes_and_goes() -> None:

@@ -96,12 +96,16 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
             max_pixels=64_000_000,
             image_timeout_seconds=timeout,
             load_timeout_seconds=overrides.get("load_timeout", 120),
-            end_timeout_seconds=overrides.get("end_timeout", 10),
+            end_timeout_seconds=overrides.get("end_timeout", 60),
         )
         lines: list[str] = []
         logs: list[str] = []
         supervisor = Supervisor(
-            config, processes, lambda line, _: lines.append(line), lambda _, text: logs.append(text)
+            config,
+            processes,
+            lambda line, _: lines.append(line),
+            lambda _, text: logs.append(text),
+            fixed=overrides.get("fixed", True),
         )
         watched = Watched(supervisor, lines, logs)
         started.append(watched)
@@ -523,6 +527,24 @@ def test_a_process_that_does_not_end_when_it_is_told_to_is_killed(supervise: Sup
     watched.poll_until(lambda: len(watched.supervisor.pids()) == 1)
     assert ["did not end when it was told to" in log for log in watched.logs] == [True]
     os.kill(watched.supervisor.pids()[0], signal.SIGCONT)
+
+
+@pytest.mark.parametrize(("fixed", "left"), [(True, 2), (False, 1)])
+def test_one_that_the_system_killed_comes_back_only_where_their_number_is_fixed(
+    supervise: Supervise, fixed: bool, left: int
+) -> None:
+    """It may have been for want of memory, which one more would want again."""
+    watched = supervise(processes=2, fixed=fixed)
+    watched.wait_ready(2)
+    os.kill(watched.supervisor.pids()[0], signal.SIGKILL)
+    watched.poll_until(lambda: len(watched.supervisor.pids()) == 1)
+    assert watched.supervisor.processes == left
+    # The last one comes back in any case.
+    os.kill(watched.supervisor.pids()[0], signal.SIGKILL)
+    watched.wait_ready(4 if fixed else 3)
+    assert watched.supervisor.processes == left
+    watched.submit(1)
+    assert watched.finish(1)[0]["smiles"] == "C"
 
 
 def test_a_dead_process_that_waits_for_its_restart_can_retire(supervise: Supervise) -> None:

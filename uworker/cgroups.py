@@ -78,14 +78,15 @@ class Cgroups:
         return None if used is None else used / _MICROSECONDS
 
     def _memory_limit(self, group: Path) -> MemoryLimit | None:
-        names = ("memory.max", "memory.current", "inactive_file")
+        # Above `memory.high` nobody is killed, but slowed down until next to nothing goes on.
+        limits, usage, cache = ["memory.max", "memory.high"], "memory.current", "inactive_file"
         if self._memory_is_v1:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        limit, used = _words(group / names[0]), _words(group / names[1])
-        if not limit or not used or limit[0] == "max" or int(limit[0]) >= _UNLIMITED_BYTES:
+            limits, usage, cache = ["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file"
+        words = [word for name in limits for word in _words(group / name) if word != "max"]
+        limit, used = min(map(int, words), default=_UNLIMITED_BYTES), _words(group / usage)
+        if not used or limit >= _UNLIMITED_BYTES:
             return None
-        cache = _named(group / "memory.stat", names[2]) or 0
-        return MemoryLimit(int(limit[0]), max(int(used[0]) - cache, 0))
+        return MemoryLimit(limit, max(int(used[0]) - (_named(group / "memory.stat", cache) or 0), 0))
 
 
 @dataclass(frozen=True)

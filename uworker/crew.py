@@ -118,7 +118,7 @@ class Crew:
         )
         # The others follow one by one: each must show first what it needs.
         processes = self.plan.processes if self.plan.fixed else 1
-        self._supervisor = Supervisor(config, processes, _print_line, _say)
+        self._supervisor = Supervisor(config, processes, _print_line, _say, fixed=self.plan.fixed)
         self._supervisor.start()
         self._pacer.begin(self._supervisor)
         log.info("loading the engine %s in %s", config.engine, self.plan)
@@ -145,6 +145,10 @@ class Crew:
         """
         self._pacer.look(self._supervisor)
         return self._supervisor.poll(seconds) if self._supervisor is not None else None
+
+    def last_reports(self) -> list[Report]:
+        """What the recognisers have reported by now; they are to end."""
+        return self._supervisor.poll(0) if self._supervisor is not None else []
 
     def wake(self) -> None:
         """Make `poll` return early; from any thread."""

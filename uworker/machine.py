@@ -64,7 +64,8 @@ class _Snapshot:
     at: float
     cpu: Mapping[str, CpuLimit]
     own_seconds: float
-    memory: MemoryLimit
+    stolen_seconds: float
+    memory: Sequence[MemoryLimit]
 
 
 class Sampler:
@@ -98,7 +99,8 @@ class Sampler:
         """
         limits = {limit.group: limit for limit in self._cgroups.cpu_limits()}
         cpu = limits | {_HOST: CpuLimit(_HOST, float(len(_allowed_cores())), _busy_seconds())}
-        self._snapshots.append(_Snapshot(now, cpu, self._own_seconds(pids), _scarcest_memory(self._cgroups)))
+        memory = _memory_limits(self._cgroups)
+        self._snapshots.append(_Snapshot(now, cpu, self._own_seconds(pids), _stolen_seconds(), memory))
         # The oldest that stays is the last one that is old enough to begin the window.
         while len(self._snapshots) > 2 and self._snapshots[1].at <= now - WINDOW_SECONDS:
             self._snapshots.popleft()
@@ -117,22 +119,30 @@ class Sampler:
             if before is None or before.used_seconds is None or limit.used_seconds is None:
                 continue
             used = max(limit.used_seconds - before.used_seconds, 0) / seconds
-            used_share = max(used_share, min(used / limit.cores, 1.0))
+            # What a hypervisor takes is nobody's here, and it is not idle either.
+            stolen = (last.stolen_seconds - first.stolen_seconds) / seconds if group == _HOST else 0.0
+            used_share = max(used_share, min((used + max(stolen, 0)) / limit.cores, 1.0))
             left = min(left, limit.cores - max(used - own, 0))
-        since = [snapshot.memory.used_bytes for snapshot in self._snapshots if snapshot is not first]
-        memory_used = sum(since) // len(since)
+        memory = _scarcest([self._mean_memory(place, limit) for place, limit in enumerate(last.memory)])
         return Load(
-            machine=Machine(cores, last.memory.limit_bytes, memory_used),
+            machine=Machine(cores, memory.limit_bytes, memory.used_bytes),
             cores_used=used_share * cores,
             own_cores=own,
             others_cores=cores - max(left, 0),
             process_bytes=max((size for _, size in self._sizes.values()), default=None),
         )
 
+    def _mean_memory(self, place: int, limit: MemoryLimit) -> MemoryLimit:
+        """The limit of the host or of one group, with the mean of what was used of it."""
+        seen = [snapshot.memory for snapshot in self._snapshots][1:]
+        used = [limits[place].used_bytes for limits in seen if place < len(limits)]
+        return MemoryLimit(limit.limit_bytes, sum(used) // len(used))
+
     def _own_seconds(self, pids: Sequence[int]) -> float:
         """Processor time of this process, of those below it, and of those that were below it and are gone."""
         total = 0.0
-        for pid in (os.getpid(), *pids):
+        # This one last: a process that ends meanwhile is rather counted twice than taken for another program.
+        for pid in (*pids, os.getpid()):
             try:
                 times = psutil.Process(pid).cpu_times()
             except psutil.Error:
@@ -155,7 +165,7 @@ class Sampler:
 def read_machine(cgroups: Cgroups | None = None) -> Machine:
     """What this process may use, by affinity and by control group, and how much of the memory is used now."""
     cgroups = cgroups or Cgroups()
-    memory = _scarcest_memory(cgroups)
+    memory = _scarcest(_memory_limits(cgroups))
     cores = min([float(len(_allowed_cores())), *(limit.cores for limit in cgroups.cpu_limits())])
     return Machine(cores, memory.limit_bytes, memory.used_bytes)
 
@@ -187,13 +197,24 @@ def _busy_seconds() -> float:
     Time that a hypervisor stole is not among it: no program of this machine had it, and it does not come back to
     somebody who yields.
     """
+    return _seconds_of("user", "nice", "system", "irq", "softirq")
+
+
+def _stolen_seconds() -> float:
+    return _seconds_of("steal")
+
+
+def _seconds_of(*names: str) -> float:
     cores, allowed = psutil.cpu_times(percpu=True), _allowed_cores()
     seen = [times for number, times in enumerate(cores) if number in allowed] if max(allowed) < len(cores) else cores
-    names = ("user", "nice", "system", "irq", "softirq")
     return float(sum(getattr(times, name, 0.0) for times in seen for name in names))
 
 
-def _scarcest_memory(cgroups: Cgroups) -> MemoryLimit:
+def _memory_limits(cgroups: Cgroups) -> list[MemoryLimit]:
+    """The host's memory and that of the groups, always in this order."""
     host = psutil.virtual_memory()
-    limits = [MemoryLimit(host.total, host.total - host.available), *cgroups.memory_limits()]
+    return [MemoryLimit(host.total, host.total - host.available), *cgroups.memory_limits()]
+
+
+def _scarcest(limits: Sequence[MemoryLimit]) -> MemoryLimit:
     return min(limits, key=lambda limit: limit.limit_bytes - limit.used_bytes)

@@ -29,8 +29,9 @@ class Pacer:
         self._thresholds = thresholds
         self._sampler = Sampler()
         self._looked_at = float("-inf")
-        self._changed_at = time.monotonic()
+        self._changed_at = self._short_at = time.monotonic()
         self._bearable_threads: int | None = None
+        self._blind = False
         self.threads = plan.threads * (plan.processes if plan.fixed else 1)
         """Images that may be recognised at once, loaded or not."""
         self.machine_load = MachineLoad()
@@ -39,7 +40,7 @@ class Pacer:
     def begin(self, supervisor: Supervisor) -> None:
         """Take over new recognisers: what the last ones had in memory is gone, what others use is not."""
         self._bearable_threads = None
-        self._changed_at = time.monotonic()
+        self._changed_at = self._short_at = time.monotonic()
         self.threads = min(self.threads, supervisor.limit)
         supervisor.resize(supervisor.processes, self.threads)
 
@@ -50,7 +51,14 @@ class Pacer:
             return
         self._looked_at = now
         pids, ready = (supervisor.pids(), supervisor.ready_pids()) if supervisor is not None else ([], [])
-        self._sampler.sample(now, pids, ready)
+        try:
+            self._sampler.sample(now, pids, ready)
+        except (OSError, ValueError) as error:
+            if not self._blind:
+                log.warning("what the machine does cannot be read, so the recognisers stay as many: %s", error)
+            self._blind = True
+            return
+        self._blind = False
         if supervisor is not None and supervisor.is_working:
             self._adjust(supervisor, now)
         self._note(supervisor, len(pids), len(ready))
@@ -62,6 +70,8 @@ class Pacer:
         if supervisor.retiring:
             # The memory of those that retire comes back when they have ended, and shows in the mean after that.
             self._changed_at = now
+        if supervisor.outstanding() <= supervisor.limit:
+            self._short_at = now
         target = decide(
             Situation(
                 load=load,
@@ -70,7 +80,7 @@ class Pacer:
                 retiring=supervisor.retiring,
                 threads=supervisor.limit,
                 threads_per_process=self._plan.threads,
-                images_wait=supervisor.outstanding() > supervisor.limit,
+                images_wait_seconds=now - self._short_at,
                 unchanged_seconds=now - self._changed_at,
                 fixed=self._plan.fixed,
                 bearable_threads=self._bearable_threads,

@@ -6,9 +6,10 @@ The rules, in the order in which they go before each other:
    half of them), then a process is retired, and so on down to one thread in one process. Threads that memory did not
    bear come back when it is below the middle between both marks.
 2. *Threads:* one for each core that other programs leave, parts of a core rounded, never fewer than one.
-3. *Processes:* one more, once all others are ready and measured and images wait, if the threads in use do not fit into
-   those that are there, or if they do and yet leave the processor below the `start below` mark, because each of them
-   waits for something else now and then. Only where the memory with one more process stays below that mark.
+3. *Processes:* one more, once all others are ready and measured and images have waited all the while that the means are
+   of, if the threads in use do not fit into those that are there, or if they do and yet leave the processor below the
+   `start below` mark, because each of them waits for something else now and then. Only where the memory with one more
+   process stays below that mark.
 
 Nothing changes twice within the seconds that the means are taken over, so that each decision sees what the one before
 has brought. The marks for less and for more lie apart, so that nothing goes to and fro between them.
@@ -45,7 +46,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to start with, and how far it may go: the most processes, and how many threads each of them has."""
+    """How many threads a process has, and how many processes are expected to do; `decide` has the last word on that."""
 
     processes: int
     threads: int
@@ -69,7 +70,7 @@ class Situation:
         retiring: Processes that finish what is in their hands.
         threads: How many images may be recognised at once now.
         threads_per_process: How many threads each process has.
-        images_wait: There are more images than threads in use.
+        images_wait_seconds: For how long there have been more images than threads in use without a break.
         unchanged_seconds: Since the numbers were last changed.
         fixed: Somebody has set the number of processes.
         bearable_threads: The last target's.
@@ -81,7 +82,7 @@ class Situation:
     retiring: int
     threads: int
     threads_per_process: int
-    images_wait: bool
+    images_wait_seconds: float
     unchanged_seconds: float
     fixed: bool = False
     bearable_threads: int | None = None
@@ -217,7 +218,10 @@ def _threads_per_core(now: Situation) -> float:
 
 def _may_start(now: Situation, thresholds: Thresholds) -> bool:
     """Whether one more process may be started, if there is use for it."""
-    if now.fixed or not now.images_wait or now.measured < now.processes or now.retiring:
+    if now.fixed or now.measured < now.processes or now.retiring:
+        return False
+    if now.images_wait_seconds < WINDOW_SECONDS:
+        # A processor that was idle for want of images says nothing.
         return False
     machine, size = now.load.machine, now.load.process_bytes or PROCESS_BYTES
     if machine.memory_used_bytes + size >= thresholds.start_below * machine.memory_bytes:

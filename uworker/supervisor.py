@@ -8,6 +8,7 @@ with the thread that started them. Nothing here waits for a child, except `stop`
 
 import hashlib
 import queue
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,7 @@ class Supervisor:
         processes: How many, to begin with.
         on_line: Told each line that a process prints, with its pid, by a thread of that process. Must be quick.
         on_log: Told in words what happens, with a level as in `schemas.LogLevel`.
+        fixed: Whether their number stays; otherwise one that was killed from outside, as for want of memory, leaves.
     """
 
     def __init__(
@@ -46,10 +48,13 @@ class Supervisor:
         processes: int,
         on_line: Callable[[str, int], None],
         on_log: Callable[[str, str], None],
+        *,
+        fixed: bool = True,
     ) -> None:
         self._config = config
         self._on_line = on_line
         self._on_log = on_log
+        self._fixed = fixed
         self._events: Events = queue.SimpleQueue()
         self._seats = [Seat() for _ in range(processes)]
         self._open: dict[int, Work] = {}
@@ -229,6 +234,12 @@ class Supervisor:
             names = ", ".join(work.task.name for work in seat.hands.values())
             holding = f"{len(seat.hands)} images in its hands: {names}" if names else "no image in its hands"
             self._on_log("error", clean_text(f"recogniser {gone.child.pid} died ({ending}) with {holding}"))
+        # Whoever decides on their number may start one again, where there is memory for it.
+        left_for_memory = (
+            gone.exit_code == -signal.SIGKILL and not seat.doomed and not self._fixed and self.processes > 1
+        )
+        if left_for_memory:
+            self._on_log("warning", "it is not started again before there is memory for it")
         if not seat.ready and not self._ever_ready:
             self._deaths_before_ready += 1
             if self._deaths_before_ready >= MAX_DEATHS_BEFORE_READY:
@@ -240,7 +251,7 @@ class Supervisor:
         ]
         self._dealer.take_back(again)
         seat.vacate(time.monotonic())
-        if seat.retiring:
+        if seat.retiring or left_for_memory:
             self._seats.remove(seat)
 
     def _condemn(self, seat: Seat, work: Work, ending: str) -> bool:

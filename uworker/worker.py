@@ -264,7 +264,7 @@ class Worker:
         began = time.monotonic()
         self._claimer.stop()
         self._reader.stop()
-        for report in self._crew.poll(0) or []:
+        for report in self._crew.last_reports():
             self._hear(report)
         self._crew.stop(grace_seconds=0.5)
         if self._poster.has_rows and self._exit_code != EXIT_REFUSED:

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
 from job_api import projects, quarantine, queue, results
 from job_api.auth import Principal
-from job_api.errors import ResultsMissing
 from job_api.queue import LeaseKey
 from job_api.routes.context import (
     AfterNameQuery,
@@ -31,6 +30,7 @@ from job_api.schemas import (
     Claimed,
     ClaimRequest,
     Complete,
+    EngineRun,
     Fail,
     Held,
     JobState,
@@ -44,8 +44,6 @@ from job_api.schemas import (
     Role,
     WorkerId,
 )
-
-T = TypeVar("T")
 
 router = door("/v4", "workers' leases")
 
@@ -166,17 +164,14 @@ async def post_results(request: Request, project: ProjectPath, job_id: JobPath, 
     running, principal = at_work(request)
     key = await _key(running, principal, project, job_id, new)
     batch = results.judge(new.rows, new.run)
-    stored, provenance_id = None, running.provenances.known(key.worker_id, new.run)
-    if provenance_id is not None:
-        async with running.database.connection() as connection:
-            stored = await results.store(connection, key, batch, provenance_id)
-    if stored is None:
-        async with running.database.transaction() as connection:
-            queue.require_open(await queue.hold(connection, key, running.pace))
-            provenance_id = await running.provenances.find(connection, key.worker_id, new.run)
-            stored = _certain(await results.store(connection, key, batch, provenance_id))
-        running.provenances.remember(key.worker_id, new.run, provenance_id)
-    return stored
+    while True:
+        provenance_id = running.provenances.known(key.worker_id, new.run)
+        if provenance_id is not None:
+            async with running.database.connection() as connection:
+                stored = await results.store(connection, key, batch, provenance_id)
+            if stored is not None:
+                return stored
+        queue.require_open(await _prepare(running, key, new.run))
 
 
 @router.post("/{project}/jobs/{job_id}/complete", **route(Role.WORKER, 404, 409, 413))
@@ -189,27 +184,21 @@ async def complete_job(request: Request, project: ProjectPath, job_id: JobPath, 
     key = await _key(running, principal, project, job_id, done)
     batch = results.judge(done.rows, done.run)
     ended = LeaseEnded(job_id=job_id, state=JobState.COMPLETED, outcome=Outcome.COMPLETED, refused=batch.refused)
-    provenance_id = running.provenances.known(key.worker_id, done.run)
-    if provenance_id is not None or not batch.rows:
-        # Two statements that need no common transaction: rows stay, also where the job is not completed.
-        async with running.database.connection() as connection:
-            stored = not batch.rows or await results.store(connection, key, batch, provenance_id or 0) is not None
-            if stored and await queue.complete(connection, key, done.image_count):
+    while True:
+        provenance_id = running.provenances.known(key.worker_id, done.run)
+        if provenance_id is not None or not batch.rows:
+            # Two statements that need no common transaction: rows stay, also where the job is not completed.
+            async with running.database.connection() as connection:
+                stored = not batch.rows or await results.store(connection, key, batch, provenance_id or 0) is not None
+                completed = await queue.complete(connection, key, done.image_count) if stored else None
+                if completed is False:
+                    raise await queue.results_missing(connection, job_id, done.image_count)
+            if completed:
                 return ended
-    missing: ResultsMissing | None = None
-    async with running.database.transaction() as connection:
-        held = await queue.hold(connection, key, running.pace)
+        held = await _prepare(running, key, done.run)
         if held["outcome"] == Outcome.COMPLETED:
             return ended
         queue.require_open(held)
-        provenance_id = await running.provenances.find(connection, key.worker_id, done.run)
-        await results.store(connection, key, batch, provenance_id)
-        if not await queue.complete(connection, key, done.image_count):
-            missing = await queue.results_missing(connection, job_id, done.image_count)
-    running.provenances.remember(key.worker_id, done.run, provenance_id)
-    if missing is not None:
-        raise missing
-    return ended
 
 
 @router.post("/{project}/jobs/{job_id}/fail", **route(Role.WORKER, 404, 409))
@@ -247,8 +236,18 @@ async def _key(running: Service, principal: Principal, project: str, job_id: int
     return LeaseKey(project, job_id, holder.worker_id, holder.lease_seq)
 
 
-def _certain(answer: T | None) -> T:
-    """What a statement answers of a lease that this transaction holds."""
-    if answer is None:
-        raise RuntimeError("a lease that was held and locked is not held")
-    return answer
+async def _prepare(running: Service, key: LeaseKey, run: EngineRun) -> dict[str, Any]:
+    """Take a lease back that merely ran out, and make the provenance of its rows, so that they can be written.
+
+    A transaction of its own: what is written through a lease locks more than the job, and in another order.
+
+    Returns:
+        What `queue.hold` gives, for `queue.require_open` to judge.
+    """
+    async with running.database.transaction() as connection:
+        held = await queue.hold(connection, key, running.pace)
+        if held["outcome"] is not None:
+            return held
+        provenance_id = await running.provenances.find(connection, key.worker_id, run)
+    running.provenances.remember(key.worker_id, run, provenance_id)
+    return held
