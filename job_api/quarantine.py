@@ -70,7 +70,8 @@ counted AS MATERIALIZED (SELECT job_id, count(*)::int AS charges, max(lease_seq)
 before AS MATERIALIZED (
     SELECT j.id, j.project_id, j.state, c.charges,
            j.state IN ('waiting', 'failed') AND j.lease_seq = c.newest AS again
-    FROM counted c JOIN jobs j ON j.id = c.job_id),
+    -- They are queued again in their order.
+    FROM counted c JOIN jobs j ON j.id = c.job_id ORDER BY j.id),
 put AS (
     UPDATE jobs j SET
         failures = greatest(j.failures - b.charges, 0), refunds = j.refunds + b.charges,

@@ -39,7 +39,7 @@ SELECT p.name, p.priority, n.claimed
 FROM projects p, LATERAL (
     SELECT sum(s.queued) AS queued, sum(s.claimed)::bigint AS claimed
     FROM project_slots s WHERE s.project_id = p.id) AS n
-WHERE NOT p.paused AND n.queued > 0
+WHERE NOT p.paused AND n.queued > 0 ORDER BY p.id
 """
 
 # Jobs that nobody has, and somebody shall; those of a paused project shall not.

@@ -8,6 +8,7 @@ from job_api.schemas import ProjectSettings
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.serving import wait_for
+from uworker.worker import MOST_HELD
 
 PROJECT = "patents"
 SMALL_DIRECTORIES = 150
@@ -37,8 +38,7 @@ def test_small_directories_are_claimed_several_at_once_and_few_are_held(
     wait_for(finished, 120)
     assert worker.wait() == 0, worker.log
     assert admin.project(PROJECT).jobs.completed == SMALL_DIRECTORIES
-    # Two images for each thread in the recognisers' hands, and four ahead of them.
-    assert max(held) <= 12
+    assert max(held) <= 2 * MOST_HELD
     [claims] = service.sql("SELECT count(DISTINCT claim_key) AS claims, count(*) AS jobs FROM attempts")
     assert claims["jobs"] == SMALL_DIRECTORIES
     assert claims["claims"] < SMALL_DIRECTORIES * 0.8

@@ -99,6 +99,8 @@ def test_a_worker_that_fails_five_jobs_in_a_row_is_stopped_and_nobody_pays(
     # Said again, it is heard again.
     assert fail_all(worker, leases, retryable=retryable) == [JobState.QUEUED] * AFTER
     assert len(list(admin.logs(PROJECT))) == 1
+    again = holder(service).claim(PROJECT, max_jobs=AFTER)
+    assert [lease.job_id for lease in again] == [lease.job_id for lease in leases], "in their order"
 
 
 @PATIENT

@@ -48,10 +48,12 @@ class Talk:
         self.connection.send_bytes(json.dumps(defaults | {"weights_home": str(home)} | config).encode())
 
     def hear(self) -> dict[str, Any]:
-        assert self.connection.poll(DEADLINE_SECONDS)
-        message = json.loads(self.connection.recv_bytes())
-        assert isinstance(message, dict)
-        return message
+        while True:
+            assert self.connection.poll(DEADLINE_SECONDS)
+            message = json.loads(self.connection.recv_bytes())
+            assert isinstance(message, dict)
+            if message != {"kind": "alive"}:
+                return message
 
     def printed(self) -> list[str]:
         """What it has printed, once it has ended with its socket."""

@@ -133,7 +133,8 @@ def test_a_killed_recogniser_costs_no_image(supervise: Supervise, samples: Drawn
     rows = watched.finish(len(wanted))
     assert {task_id: row["smiles"] for task_id, row in rows.items()} == wanted
     assert {row["status"] for row in rows.values()} == {"recognised"}
-    assert any(f"recogniser {victim} died (exit -9, SIGKILL, possible out of memory)" in log for log in watched.logs)
+    ending = f"recogniser {victim} died (exit -9, SIGKILL, possible out of memory)"
+    watched.poll_until(lambda: any(ending in log for log in watched.logs))
     run = next(report.run for report in watched.reports if isinstance(report, EngineReady))
     assert (run.engine, run.engine_version) == ("decimer", "2.8.1")
     assert run.weights is not None

@@ -20,7 +20,7 @@ MAX_IMAGES_AHEAD = 64
 MAX_BYTES_AHEAD = 256_000_000
 RETRY_SECONDS = 2.0
 # The share of the newest job in the mean number of images of a job.
-NEWEST_SHARE = 0.2
+NEWEST_SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED = 0, 2, 3,
 
 LOOP_SECONDS = 0.25
 # Images for each thread that are to wait for it, read or listed: the next job is claimed when there are fewer than the
-# least, and enough to have the most.
-LEAST_AHEAD, MOST_AHEAD = 2, 4
+# least, and enough to have the most. Of those in its hands and those being posted there are two each.
+LEAST_AHEAD, MOST_AHEAD, MOST_HELD = 2, 4, 8
 MAX_ROWS_WAITING = 5_000
 # After which results go to disk; the posting goes on all the same.
 POST_RETRY_SECONDS = 3.0
@@ -317,10 +317,10 @@ class Worker:
             return 0
         threads = self._crew.threads
         ahead = self._reader.images_ahead()
-        # The recognisers have as many in their hands, too. Filled up in one go: small jobs are claimed several at once.
+        # Filled up in one go: small jobs are claimed several at once.
         if ahead > LEAST_AHEAD * threads:
             return 0
-        room = (LEAST_AHEAD + MOST_AHEAD) * threads - len(self._held())
+        room = MOST_HELD * threads - len(self._held())
         return max(0, min(self._reader.jobs_for(MOST_AHEAD * threads - ahead), room))
 
     def _take(self, lease: Lease) -> None:
