@@ -1,5 +1,6 @@
 """Posting: rows in order and in small batches, every lease brought to its end, nothing lost while nobody answers."""
 
+import errno
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -531,6 +532,55 @@ def test_a_full_spool_is_told_and_has_room_again_when_the_service_is_back(
     assert len(service.rows) == 300
     posting.stop()
     assert list(tmp_path.glob("*.spool*")) == []
+
+
+def test_a_full_spool_has_room_again_when_its_leases_are_lost(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    """The heartbeat comes before the next post, and after it there may be nothing to post that would say so."""
+    service.answers = AWAY
+    posting = Posting(server.root, tmp_path, max_bytes=40_000)
+    holding = posting.hold(image_count=300)
+    finish_all(holding)
+    wait_for(lambda: posting.poster.full, WAIT_SECONDS)
+    holding.lose()
+    posting.wait_end(holding)
+    wait_for(lambda: not posting.poster.full, WAIT_SECONDS)
+    posting.stop()
+
+
+def test_an_error_that_nobody_foresaw_ends_neither_the_posting_nor_the_other_jobs(
+    server: ScriptedServer, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Holding):
+        def next_batch(self, *, flush: bool) -> Batch | None:
+            raise KeyError(f"nobody foresaw this: {flush}")
+
+    posting = Posting(server.root, tmp_path)
+    odd = Odd(LEASE, "w-1")
+    posting.poster.add(odd)
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    assert "nobody foresaw this" in caplog.text
+    odd.lose()
+    posting.wait_end(odd)
+    posting.stop()
+
+
+def test_a_directory_that_cannot_be_looked_through_does_not_keep_the_worker_from_claiming(
+    server: ScriptedServer, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def glob(self: Path, pattern: str) -> Iterator[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "glob", glob)
+    posting = Posting(server.root, tmp_path)
+    wait_for(lambda: not posting.poster.settling, WAIT_SECONDS)
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    posting.stop()
 
 
 def test_rows_are_kept_while_a_request_hangs_and_the_worker_must_end(

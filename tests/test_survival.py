@@ -271,7 +271,7 @@ def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_
         admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
         admin.add_jobs(PROJECT, ["whole"])
         token = admin.new_token(NewToken(name="w", role=Role.WORKER)).token
-        worker = start_worker(serving.root, token, spool_bytes="40000")
+        worker = start_worker(serving.root, token, spool_bytes="40000", processes="1")
         wait_for(lambda: stored(admin) >= 10, 120)
         serving.kill()
         wait_for(lambda: "recognition pauses" in worker.log, 120)

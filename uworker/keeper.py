@@ -159,6 +159,8 @@ class Keeper:
                     if self._jobs_left[path] <= 0 and (spool := self._adopted.pop(path, None)) is not None:
                         self._delete(spool)
                 holding.spool = None
+            # Its rows take no room any more; a lease that is lost is followed by no post that would say so.
+            self.note_back()
 
     def _forget(self, holding: Holding) -> None:
         if holding.spool is not None and not self._closed:
@@ -180,7 +182,7 @@ class Keeper:
         found: list[Holding] = []
         with self._lock:
             known = self._left_alone | set(self._adopted) | ({self._own.path} if self._own is not None else set())
-            for path in sorted(self._directory.glob("*" + SUFFIX)):
+            for path in self._spools():
                 if path in known:
                     continue
                 try:
@@ -191,6 +193,13 @@ class Keeper:
                     log.warning("%s; it is left as it is", error)
                     self._left_alone.add(path)
         return found
+
+    def _spools(self) -> list[Path]:
+        try:
+            return sorted(self._directory.glob("*" + SUFFIX))
+        except OSError as error:
+            log.warning("what other workers left in %s cannot be seen: %s", self._directory, error)
+            return []
 
     def _adopt(self, spool: Spool) -> list[Holding]:
         if spool.worker_id and spool.root != self._root:

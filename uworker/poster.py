@@ -125,26 +125,40 @@ class Poster:
 
     def _post_for_ever(self) -> None:
         while not self._stopped:
-            self._adopt()
-            with self._changed:
-                holdings = list(self._holdings)
-            if self._away:
-                self._keeper.put_away(holdings, self._delivery.run_of)
-            if self._post_round(holdings):
-                continue
-            if self._flushing:
-                self._flushed.set()
-            with self._changed:
-                self._changed.wait(LOOK_AGAIN_SECONDS)
+            try:
+                self._post_once()
+            except Exception:
+                # Whatever it is, the leases must not stay in this worker's hands for ever.
+                log.exception("the posting failed; it goes on")
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped, RETRY_SECONDS)
+
+    def _post_once(self) -> None:
+        """Look after everything once; waits a little when there was nothing to do."""
+        self._adopt()
+        with self._changed:
+            holdings = list(self._holdings)
+        if self._away:
+            self._keeper.put_away(holdings, self._delivery.run_of)
+        if self._post_round(holdings):
+            return
+        if self._flushing:
+            self._flushed.set()
+        with self._changed:
+            self._changed.wait(LOOK_AGAIN_SECONDS)
 
     def _adopt(self) -> None:
         """Take up what processes that have ended left on this machine; it goes before all else."""
         if time.monotonic() < self._adopt_at or self._flushing:
             return
-        adopted = self._keeper.adopt()
-        with self._changed:
-            self._holdings[:0] = adopted
-            self._adopt_at = time.monotonic() + ADOPT_SECONDS
+        try:
+            adopted = self._keeper.adopt()
+            with self._changed:
+                self._holdings[:0] = adopted
+        finally:
+            # In any case, or nothing would ever be claimed.
+            with self._changed:
+                self._adopt_at = time.monotonic() + ADOPT_SECONDS
 
     def _post_round(self, holdings: list[Holding]) -> bool:
         """Post a batch of each holding; False when there was nothing to post, or the service is away."""
@@ -161,6 +175,10 @@ class Poster:
                 self._keeper.put_away(holdings, self._delivery.run_of)
                 self._pause()
                 return False
+            except Exception:
+                # Whatever it is, the rows of the other jobs must go on.
+                log.exception("%s: the posting failed; it is tried again", holding, extra=holding.log_context)
+                self._try_later(holding)
         return posted
 
     def _post_from(self, holding: Holding) -> bool:
@@ -226,18 +244,22 @@ class Poster:
 
     def _note_error(self, holding: Holding, error: ClientError) -> None:
         """The service answers for this job's rows alone, with a fault of its own that may pass, or with a refusal."""
-        holding.posts_failed += 1
+        self._try_later(holding)
         passing = isinstance(error, ApiError) and error.status >= 500
         if passing and holding.posts_failed < MAX_SERVER_ERRORS:
             # A result is not thrown away for it.
             log.warning("%s: rows are kept and sent again: %s", holding, error, extra=holding.log_context)
-            pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(holding.posts_failed - 1, 10))
-            holding.try_again_at = time.monotonic() + pause
             self._keeper.put_away([holding], self._delivery.run_of)
         else:
             log.error("%s: the service cannot take the rows: %s", holding, error, extra=holding.log_context)
             self._give_up(holding, error)
+            holding.try_again_at = 0.0
             self._pause()
+
+    def _try_later(self, holding: Holding) -> None:
+        holding.posts_failed += 1
+        pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(holding.posts_failed - 1, 10))
+        holding.try_again_at = time.monotonic() + pause
 
     def _give_up(self, holding: Holding, error: ClientError) -> None:
         """End a lease whose rows the service will not take as they are, so that it does not stay here for ever."""

@@ -16,12 +16,13 @@ from collections import deque
 from typing import Any
 
 from job_api.client import Client, ClientError, Refused, Unreachable
-from job_api.schemas import Lease, MachineLoad, Release, WorkerState
+from job_api.schemas import Lease, MachineLoad, WorkerState
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
 from uworker.eviction import Eviction
 from uworker.faults import FaultLog
+from uworker.goodbye import say_goodbye
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
@@ -293,16 +294,12 @@ class Worker:
     def _say_goodbye(self, kept: list[Holding]) -> None:
         """Give all leases back, but those of which something is kept on disk: it could not be posted any more."""
         self._leave = threading.Event()
-        client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
-        try:
-            if not kept:
-                client.goodbye(self.worker_id)
-            for holding in self._held() if kept else ():
-                if holding not in kept and not holding.lost:
-                    given = Release(worker_id=self.worker_id, lease_seq=holding.lease.lease_seq, reason="goodbye")
-                    client.release(holding.lease.project, holding.lease.job_id, given)
-        except ClientError as error:
-            log.warning("the goodbye did not arrive, so the leases have to run out: %s", error)
+        if kept:
+            # One by one: half of the time, and for the last of them the other half.
+            client = self._client(GOODBYE_SECONDS / 4, timeout_seconds=GOODBYE_SECONDS / 4)
+        else:
+            client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
+        say_goodbye(client, self.worker_id, self._held, kept, GOODBYE_SECONDS / 2)
 
     # --- called by other threads ---
 
