@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
 from job_api.schemas import EngineRun
+from uworker.away import is_away
 from uworker.delivery import Delivery
 from uworker.holding import Batch, Holding
 from uworker.keeper import Keeper
+from uworker.spool import SpoolError
 
 log = logging.getLogger(__name__)
 
@@ -137,22 +139,24 @@ class Poster:
         """Look after everything once; waits a little when there was nothing to do."""
         self._adopt()
         with self._changed:
-            holdings = list(self._holdings)
+            holdings, flushing = list(self._holdings), self._flushing
         if self._away:
             self._keeper.put_away(holdings, self._delivery.run_of)
         if self._post_round(holdings):
             return
-        if self._flushing:
-            self._flushed.set()
         with self._changed:
-            self._changed.wait(LOOK_AGAIN_SECONDS)
+            if flushing:
+                self._flushed.set()
+            # A round that began before the flush passed over rows that may wait.
+            if flushing or not self._flushing:
+                self._changed.wait(LOOK_AGAIN_SECONDS)
 
     def _adopt(self) -> None:
         """Take up what processes that have ended left on this machine; it goes before all else."""
         if time.monotonic() < self._adopt_at or self._flushing:
             return
         try:
-            adopted = self._keeper.adopt()
+            adopted = self._keeper.adopt(lambda: self._stopped)
             with self._changed:
                 self._holdings[:0] = adopted
         finally:
@@ -166,6 +170,10 @@ class Poster:
         for holding in holdings:
             if self._stopped:
                 break
+            with self._changed:
+                if holding not in self._holdings:
+                    # It went with another lease of its spool.
+                    continue
             try:
                 posted |= self._post_from(holding)
             except _ServiceAway as away:
@@ -175,6 +183,8 @@ class Poster:
                 self._keeper.put_away(holdings, self._delivery.run_of)
                 self._pause()
                 return False
+            except SpoolError as error:
+                self._leave_spool(holding, str(error))
             except Exception:
                 # Whatever it is, the rows of the other jobs must go on.
                 log.exception("%s: the posting failed; it is tried again", holding, extra=holding.log_context)
@@ -186,9 +196,10 @@ class Poster:
 
         Raises:
             _ServiceAway: nothing can be posted at present.
+            SpoolError: the rows that a process left that has ended cannot be read.
         """
         if holding.lost:
-            if self._keeper.rows_of(holding):
+            if holding.rows_lost or self._keeper.rows_of(holding):
                 self._say_left(holding, "its lease is lost")
             self._end(holding)
             return False
@@ -206,7 +217,7 @@ class Poster:
             self._obey_refusal(holding, error)
             return False
         except ClientError as error:
-            if _is_away(error):
+            if is_away(error):
                 raise _ServiceAway(str(error)) from error
             self._note_error(holding, error)
             return False
@@ -227,20 +238,24 @@ class Poster:
         self._end(holding)
 
     def _say_left(self, holding: Holding, reason: str) -> None:
-        rows = holding.rows_waiting() + self._keeper.rows_of(holding)
+        rows = holding.rows_waiting() + holding.rows_lost + self._keeper.rows_of(holding)
         log.warning("%s: %s; %d rows are left to its next worker", holding, reason, rows, extra=holding.log_context)
 
     def _obey_refusal(self, holding: Holding, error: Refused) -> None:
         if holding.adopted and error.status == 403:
-            path = self._keeper.leave(holding, str(error))
-            with self._changed:
-                self._holdings = [h for h in self._holdings if h.spool is None or h.spool.path != path]
+            self._leave_spool(holding, str(error))
             return
         with self._changed:
             holdings = list(self._holdings)
         self._keeper.put_away(holdings, self._delivery.run_of)
         self._on_refusal(error)
         self._pause()
+
+    def _leave_spool(self, holding: Holding, reason: str) -> None:
+        """Let go of the spool that an adopted holding came from, and of all other leases in it."""
+        path = self._keeper.leave(holding, reason)
+        with self._changed:
+            self._holdings = [h for h in self._holdings if h.spool is None or h.spool.path != path]
 
     def _note_error(self, holding: Holding, error: ClientError) -> None:
         """The service answers for this job's rows alone, with a fault of its own that may pass, or with a refusal."""
@@ -263,7 +278,7 @@ class Poster:
 
     def _give_up(self, holding: Holding, error: ClientError) -> None:
         """End a lease whose rows the service will not take as they are, so that it does not stay here for ever."""
-        if holding.failure is not None and not holding.rows_waiting():
+        if holding.failure is not None and not holding.rows_waiting() and not self._keeper.rows_of(holding):
             # Not even its failure is taken; without heartbeats for it the lease runs out.
             holding.lose()
             return
@@ -285,12 +300,3 @@ class Poster:
 
 class _ServiceAway(Exception):
     """Nothing can be posted at present."""
-
-
-def _is_away(error: ClientError) -> bool:
-    """Whether the service is away, or something else answers in its place: then no answer says anything of the rows."""
-    if not isinstance(error, ApiError):
-        # No document of the service's, or none at all.
-        return True
-    by_another = error.problem_type == "about:blank" and error.status not in (400, 413, 422)
-    return by_another or error.status == 429
