@@ -94,7 +94,7 @@ class Worker:
             self._wake,
         )
         self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
-        self._reader = Reader(self._client(60), settings, self._wake)
+        self._reader = Reader(self._client(60), settings, self._wake, self._may_add)
         poster_client = self._client(POST_RETRY_SECONDS)
         self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
         self._poster = Poster(poster_client, self._end, self._refuse, keeper=self._keeper, snapshot=settings.snapshot)
@@ -220,7 +220,7 @@ class Worker:
     def _feed(self) -> str:
         """Give images to the recognisers as long as they take some; says what keeps the rest."""
         while (image := self._reader.peek()) is not None:
-            if self._poster.full or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+            if not self._may_add():
                 return "waiting for the service to take the results"
             if not self._crew.prepare(image.holding):
                 return "making the engine ready"
@@ -307,10 +307,11 @@ class Worker:
         with self._lock:
             return list(self._holdings)
 
+    def _may_add(self) -> bool:
+        return not self._poster.full and self._poster.rows_waiting() < MAX_ROWS_WAITING
+
     def _jobs_wanted(self) -> int:
-        if self._heart.state is not WorkerState.RUN or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
-            return 0
-        if self._poster.full or self._poster.settling:
+        if self._heart.state is not WorkerState.RUN or not self._may_add() or self._poster.settling:
             return 0
         threads = self._crew.threads
         ahead = self._reader.images_ahead()
