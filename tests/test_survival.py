@@ -263,7 +263,7 @@ def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_
 ) -> None:
     whole = long_corpus.root / "whole"
     whole.mkdir()
-    for directory in long_corpus.directories[:4]:
+    for directory in long_corpus.directories[:10]:
         (whole / directory).symlink_to(long_corpus.root / directory, target_is_directory=True)
     port = free_port()
     with Serving(data_dir, port=port, **PACE) as serving:
@@ -283,7 +283,7 @@ def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_
             wait_for(lambda: cpu_seconds(recogniser) > paused_at + 1.5, 60)
             end_of(worker)
             admin = again.client()
-            assert admin.project(PROJECT).images.stored == 4 * 42
+            assert admin.project(PROJECT).images.stored == 10 * 42
             assert admin.project(PROJECT).jobs.completed == 1
             assert all(job.failures == 0 for job in admin.jobs(PROJECT))
         serving.process.returncode = 0
