@@ -1,7 +1,11 @@
 """Posting: rows in order and in small batches, every lease brought to its end, nothing lost while nobody answers."""
 
+import errno
+import sqlite3
+import threading
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 
 from job_api.client import Client
 from job_api.schemas import EngineRun, ResultStatus
-from tests.plugins.holder import LEASE
+from tests.plugins.holder import LEASE, result
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 from tests.serving import wait_for
 from uworker.holding import Batch, Holding
@@ -256,6 +260,18 @@ def test_nothing_is_posted_for_a_lease_that_is_lost(posting: Posting, service: S
     assert [verb for verb, _ in service.ends] == ["complete"]
 
 
+def test_rows_in_memory_of_a_lease_that_is_lost_are_counted(
+    posting: Posting, server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    holding = posting.hold(image_count=5)
+    for task_id in range(3):
+        holding.finish(task_id, f"{task_id}.png", GOOD)
+    holding.lose()
+    posting.wait_end(holding)
+    assert "job 17: its lease is lost; 3 rows are left to its next worker" in caplog.text
+    assert server.asked == []
+
+
 @pytest.mark.parametrize("answer", [problem(409, "lease-lost"), problem(404, "not-found")])
 @pytest.mark.parametrize("verb", ["results", "complete"])
 def test_a_lease_that_another_took_is_dropped(
@@ -327,6 +343,29 @@ def test_flushing_posts_what_is_there_and_ends_no_job(posting: Posting, service:
     assert posting.poster.flush(WAIT_SECONDS)
     assert len(service.rows) == 3
     assert service.ends == []
+
+
+def test_a_flush_is_not_answered_by_a_round_that_began_before_it(posting: Posting, service: Service) -> None:
+    answers: list[bool] = []
+    flushing = threading.Thread(target=lambda: answers.append(posting.poster.flush(WAIT_SECONDS)))
+
+    class Waiting(Holding):
+        def next_batch(self, *, flush: bool) -> Batch | None:
+            batch = super().next_batch(flush=flush)
+            if batch is None and self.rows_waiting() and flushing.ident is None:
+                # The round is at this job, whose row may wait, when the flush begins.
+                posting.poster.flush(0)
+                flushing.start()
+            return batch
+
+    holding = Waiting(LEASE, "w-1")
+    holding.expect(0)
+    holding.expect(1)
+    posting.poster.add(holding)
+    holding.finish(0, "0.png", GOOD)
+    wait_for(lambda: answers, WAIT_SECONDS)
+    assert answers == [True]
+    assert list(service.rows) == ["0.png"]
 
 
 def test_flushing_says_when_rows_are_left(posting: Posting, service: Service) -> None:
@@ -477,6 +516,61 @@ def test_a_revoked_token_keeps_what_is_left_and_says_where(
     assert second.kept() == {17: (3, 3)}
 
 
+def leave_two(root: str, directory: Path) -> None:
+    """The spool of a worker that has ended, with the rows of two jobs."""
+    spool = Spool.create(directory, "w-1", root, 10**7)
+    for job_id in (17, 18):
+        lease = LEASE.model_copy(update={"job_id": job_id})
+        spool.put(lease, EngineRun(engine="decimer"), [result("1.png"), result("2.png")], image_count=2)
+    spool.close()
+
+
+def test_all_jobs_of_somebody_elses_worker_are_left_as_they_are(
+    server: ScriptedServer, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_two(server.root, tmp_path)
+    service.answers = {"results": problem(403, "worker-id-taken", "belongs to another token")}
+    second = Posting(server.root, tmp_path, "w-2")
+    holding = second.hold(image_count=1)
+    finish_all(holding)
+    second.wait_end(holding)
+    second.stop()
+    assert second.kept() == {17: (2, 2), 18: (2, 2)}
+    assert [asked.body["worker_id"] for asked in server.asked] == ["w-1", "w-2"]
+    assert caplog.text.count("belongs to another token") == 1
+    assert "ERROR" not in {record.levelname for record in caplog.records}
+
+
+def test_rows_left_that_cannot_be_read_are_left_to_people_and_take_no_job_back(
+    server: ScriptedServer, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave_two(server.root, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "w-1.spool")) as database, database:
+        database.execute("UPDATE rows SET row = 'damaged'")
+    second = Posting(server.root, tmp_path, "w-2")
+    holding = second.hold(image_count=1)
+    finish_all(holding)
+    second.wait_end(holding)
+    wait_for(lambda: not second.poster.settling, WAIT_SECONDS)
+    second.stop()
+    assert {asked.body["worker_id"] for asked in server.asked} == {"w-2"}
+    assert [verb for verb, _ in service.ends] == ["complete"]
+    assert second.kept() == {17: (2, 2), 18: (2, 2)}
+    assert caplog.text.count(f"the results in {tmp_path / 'w-1.spool'} are left there") == 1
+
+
+def test_a_job_that_failed_still_fails_when_its_rows_cannot_be_taken(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    leave_behind(server, service, tmp_path, end="fail")
+    service.answers = {"results": problem(422, "invalid-request", "no such thing")}
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: second.ended, WAIT_SECONDS)
+    second.stop()
+    [(verb, body)] = service.ends
+    assert (verb, body["reason"], body["worker_id"]) == ("fail", "storage", "w-1")
+
+
 # --- while the service is away ---
 
 
@@ -531,6 +625,55 @@ def test_a_full_spool_is_told_and_has_room_again_when_the_service_is_back(
     assert len(service.rows) == 300
     posting.stop()
     assert list(tmp_path.glob("*.spool*")) == []
+
+
+def test_a_full_spool_has_room_again_when_its_leases_are_lost(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    """The heartbeat comes before the next post, and after it there may be nothing to post that would say so."""
+    service.answers = AWAY
+    posting = Posting(server.root, tmp_path, max_bytes=40_000)
+    holding = posting.hold(image_count=300)
+    finish_all(holding)
+    wait_for(lambda: posting.poster.full, WAIT_SECONDS)
+    holding.lose()
+    posting.wait_end(holding)
+    wait_for(lambda: not posting.poster.full, WAIT_SECONDS)
+    posting.stop()
+
+
+def test_an_error_that_nobody_foresaw_ends_neither_the_posting_nor_the_other_jobs(
+    server: ScriptedServer, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Holding):
+        def next_batch(self, *, flush: bool) -> Batch | None:
+            raise KeyError(f"nobody foresaw this: {flush}")
+
+    posting = Posting(server.root, tmp_path)
+    odd = Odd(LEASE, "w-1")
+    posting.poster.add(odd)
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    assert "nobody foresaw this" in caplog.text
+    odd.lose()
+    posting.wait_end(odd)
+    posting.stop()
+
+
+def test_a_directory_that_cannot_be_looked_through_does_not_keep_the_worker_from_claiming(
+    server: ScriptedServer, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def glob(self: Path, pattern: str) -> Iterator[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "glob", glob)
+    posting = Posting(server.root, tmp_path)
+    wait_for(lambda: not posting.poster.settling, WAIT_SECONDS)
+    holding = posting.hold(image_count=1)
+    finish_all(holding)
+    posting.wait_end(holding)
+    posting.stop()
 
 
 def test_rows_are_kept_while_a_request_hangs_and_the_worker_must_end(

@@ -7,7 +7,7 @@ import pytest
 
 from job_api.client import Client
 from tests.plugins.holder import LEASE
-from tests.scripted import Answer, serving
+from tests.scripted import Answer, problem, serving
 from tests.serving import wait_for
 from uworker.holding import Holding
 from uworker.reader import Reader
@@ -28,9 +28,21 @@ def reader_of(root: str, source: Path, changed: threading.Event) -> tuple[Reader
     return reader, Holding(LEASE.model_copy(update={"results_count": 1}), "w")
 
 
-def test_a_job_waits_until_it_is_known_which_of_its_images_are_done(images: Path) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(status=0),
+        Answer(404, "<html>default backend - 404</html>"),
+        Answer(500, "<html>out of order</html>"),
+        Answer(200, "<html>log in to this network</html>"),
+        problem(429, "too-many-requests"),
+        problem(500, "internal"),
+        problem(401, "unauthenticated"),
+    ],
+)
+def test_a_job_waits_until_it_is_known_which_of_its_images_are_done(images: Path, answer: Answer) -> None:
     """A job that failed for it would be charged for the service's absence."""
-    with serving([Answer(status=0), Answer(body={"items": ["2.png"]})]) as server:
+    with serving([answer, Answer(body={"items": ["2.png"]})]) as server:
         reader, holding = reader_of(server.root, images, threading.Event())
         reader.start()
         reader.add(holding)
@@ -56,3 +68,40 @@ def test_a_lease_that_is_lost_meanwhile_is_waited_for_no_longer(images: Path) ->
         assert reader.images_ahead() == 0
         reader.stop()
     assert holding.failure is None
+
+
+def test_a_request_that_makes_no_sense_fails_the_job(images: Path) -> None:
+    with serving([problem(422, "invalid-request", "no such thing")]) as server:
+        reader, holding = reader_of(server.root, images, threading.Event())
+        reader.start()
+        reader.add(holding)
+        wait_for(lambda: holding.failure is not None)
+        reader.stop()
+    assert holding.failure is not None
+    assert (holding.failure.reason, holding.failure.retryable) == ("service", True)
+
+
+def test_images_that_are_not_given_to_the_engine_wait_for_room_for_their_rows(images: Path) -> None:
+    """Or a directory of files that are too large would fill the memory while nobody takes their rows."""
+    settings = WorkerSettings(job_api_root="http://service", source_root=images, max_image_bytes=5)
+    room, asked = threading.Event(), threading.Event()
+
+    def may_add() -> bool:
+        asked.set()
+        return room.is_set()
+
+    reader = Reader(Client("http://service", token="t"), settings, lambda: None, may_add)
+    holding, lost = Holding(LEASE, "w"), Holding(LEASE, "w")
+    reader.start()
+    reader.add(lost)
+    assert asked.wait(30)
+    lost.lose()
+    reader.add(holding)
+    asked.clear()
+    assert asked.wait(30)
+    assert holding.rows_waiting() == 0
+    room.set()
+    wait_for(lambda: (batch := holding.next_batch(flush=True)) is not None and batch.ending is not None)
+    assert holding.rows_waiting() == 3
+    assert lost.rows_waiting() == 0
+    reader.stop()

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
-from job_api.schemas import EngineRun, Fail, Lease, NewResult
+from job_api.schemas import EngineRun, Fail, Lease, NewResult, ResultStatus
 from tests.plugins.holder import LEASE, result
 from tests.serving import small_disk
-from uworker.holding import Holding
+from uworker.holding import Ending, Holding
+from uworker.images import Verdict
 from uworker.keeper import Keeper
-from uworker.spool import APPLICATION_ID, Spool, SpoolError, SpoolFull, SpoolInUse
+from uworker.spool import APPLICATION_ID, LOCK_NAME, Spool, SpoolError, SpoolFull, SpoolInUse
 
 ROOT = "http://service"
 RUN = EngineRun(engine_version="2.8.1", weights="tiny", snapshot="abc")
@@ -302,4 +304,34 @@ def test_a_full_spool_keeps_what_fits_and_says_once_that_it_is_full(
     assert [keeper.full] == [False]
     keeper.put_away([holding], lambda _: RUN)
     assert keeper.rows_of(holding) > 0
+    keeper.close()
+
+
+def test_a_lease_that_is_done_is_noted_also_when_another_ones_rows_do_not_fit(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper, large, small = Keeper(directory, "w-1", ROOT, 300_000), holding_of(3_000), holding_of(1, job_id=18)
+    for _ in range(3):
+        keeper.put_away([large, small], lambda _: RUN)
+        # It fits, and says nothing of the others.
+        small.refuse("late.png", Verdict(ResultStatus.MISSING, "gone"))
+    assert keeper.full
+    assert caplog.text.count("recognition pauses") == 1
+    assert small.spooled_ending is Ending.COMPLETE
+    assert keeper.rows_of(small) == 3
+    keeper.close()
+
+
+def test_what_may_pass_is_tried_again_and_said_once(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = make(directory)
+    spool.put(LEASE, RUN, rows(3))
+    spool.close()
+    keeper = Keeper(directory, "w-2", ROOT, 10**7)
+    with filelock.FileLock(directory / LOCK_NAME):
+        assert keeper.adopt() == []
+        assert keeper.adopt() == []
+    assert caplog.text.count("it is tried again") == 1
+    assert keeper.adopt(lambda: True) == [], "a worker that ends has better things to do"
+    [holding] = keeper.adopt()
+    assert keeper.rows_of(holding) == 3
     keeper.close()

@@ -263,7 +263,7 @@ def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_
 ) -> None:
     whole = long_corpus.root / "whole"
     whole.mkdir()
-    for directory in long_corpus.directories[:4]:
+    for directory in long_corpus.directories[:10]:
         (whole / directory).symlink_to(long_corpus.root / directory, target_is_directory=True)
     port = free_port()
     with Serving(data_dir, port=port, **PACE) as serving:
@@ -271,7 +271,7 @@ def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_
         admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
         admin.add_jobs(PROJECT, ["whole"])
         token = admin.new_token(NewToken(name="w", role=Role.WORKER)).token
-        worker = start_worker(serving.root, token, spool_bytes="40000")
+        worker = start_worker(serving.root, token, spool_bytes="40000", processes="1")
         wait_for(lambda: stored(admin) >= 10, 120)
         serving.kill()
         wait_for(lambda: "recognition pauses" in worker.log, 120)
@@ -283,7 +283,7 @@ def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_
             wait_for(lambda: cpu_seconds(recogniser) > paused_at + 1.5, 60)
             end_of(worker)
             admin = again.client()
-            assert admin.project(PROJECT).images.stored == 4 * 42
+            assert admin.project(PROJECT).images.stored == 10 * 42
             assert admin.project(PROJECT).jobs.completed == 1
             assert all(job.failures == 0 for job in admin.jobs(PROJECT))
         serving.process.returncode = 0

@@ -1,6 +1,7 @@
 """The worker's settings: what is missing or wrong is named in one sentence, and no secret is shown."""
 
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -160,3 +161,20 @@ def test_a_worker_that_is_set_up_wrongly_says_so_in_one_line(variables: dict[str
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert named in ended.stderr
     assert SECRET not in ended.stderr + ended.stdout
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nobody(uid: int) -> pwd.struct_passwd:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    set_all(monkeypatch, job_api_root="http://h", job_api_token=SECRET)
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(SettingsError, match="set UWORKER_WEIGHTS_HOME"):
+        load_settings()
+    set_all(monkeypatch, weights_home=str(tmp_path))
+    with pytest.raises(SettingsError, match="set UWORKER_SPOOL_DIR: this user has no home directory"):
+        load_settings()
+    set_all(monkeypatch, spool_dir=str(tmp_path))
+    assert load_settings().spool_dir == tmp_path

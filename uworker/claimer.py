@@ -136,12 +136,12 @@ class Claimer:
                 version=VERSION,
             ),
         )
-        if self._stop.is_set():
-            # The goodbye gives these back with the rest.
-            return
-        self._empty = not leases and pending == 0 and ended_before == self._jobs_ended
+        # Also when it is stopped: whoever is told gives these back with the rest.
         for lease in leases:
             self._on_lease(lease)
+        if self._stop.is_set():
+            return
+        self._empty = not leases and pending == 0 and ended_before == self._jobs_ended
         self._key = None
         if not leases and time.monotonic() - asked_at < 1:
             # A service that does not let polls wait must not be asked without a pause.

@@ -76,6 +76,7 @@ class Holding:
         self._oldest_row_at = 0.0
         self._listed = False
         self._lost = False
+        self._rows_lost = 0
         self._given_back = False
         self._failure: Fail | None = None
 
@@ -169,6 +170,7 @@ class Holding:
         """The lease is not ours any more: nothing of it may be posted."""
         with self._lock:
             self._lost = True
+            self._rows_lost += len(self._rows)
             self._rows.clear()
             self._open.clear()
 
@@ -181,6 +183,11 @@ class Holding:
     def lost(self) -> bool:
         """Whether the lease is not ours any more."""
         return self._lost
+
+    @property
+    def rows_lost(self) -> int:
+        """Rows that were in memory when the lease was lost."""
+        return self._rows_lost
 
     @property
     def failure(self) -> Fail | None:

@@ -1,7 +1,8 @@
 """Keeps rows on disk while the service is away, and finds those that workers of this machine left when they ended.
 
-Owns the worker's spool, which is made when it is first needed and deleted when it is empty, and decides what a full or
-broken one means. Nothing is dropped here but what the service has, or what another worker does again.
+Owns the worker's spool, which is made when it is first needed and deleted when the worker ends with nothing left in it,
+and decides what a full or broken one means. Nothing is dropped here but what the service has, or what another worker
+does again.
 """
 
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from job_api.schemas import EngineRun
 from uworker.holding import Batch, Ending, Holding
-from uworker.spool import SUFFIX, Spool, SpoolError, SpoolFull, SpoolInUse, prepare
+from uworker.spool import SUFFIX, Spool, SpoolError, SpoolFull, SpoolInUse, SpoolUnusable, prepare
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Keeper:
         self._adopted: dict[Path, Spool] = {}
         self._jobs_left: Counter[Path] = Counter()
         self._left_alone: set[Path] = set()
+        self._said: dict[Path, str] = {}
         self._trouble = ""
         self._closed = False
         self.full = False
@@ -62,19 +64,22 @@ class Keeper:
         Rows stay in memory where the spool is full or cannot be written; that is said once, until it has changed.
         """
         with self._lock:
-            try:
-                for holding in () if self._closed else holdings:
-                    # What is left of an adopted one in memory stands for rows that were refused; it can be made again.
-                    if not holding.adopted:
-                        self._put(holding, run_of(holding))
-            except SpoolFull as error:
-                if not self.full:
-                    log.warning("recognition pauses until the service takes results: %s", error)
-                self.full = True
-            except SpoolError as error:
-                if str(error) != self._trouble:
-                    log.error("results can only be kept in memory: %s", error)  # noqa: TRY400 - it says what is wrong
-                self._trouble = str(error)
+            trouble = ""
+            # What is left of an adopted one in memory stands for rows that were refused; it can be made again.
+            for holding in [] if self._closed else [h for h in holdings if not h.adopted]:
+                try:
+                    self._put(holding, run_of(holding))
+                except SpoolFull as error:
+                    # Others may still fit, or be done, which takes no room; there is none for more all the same.
+                    if not self.full:
+                        log.warning("recognition pauses until the service takes results: %s", error)
+                    self.full = True
+                except SpoolError as error:
+                    trouble = str(error)
+                    if trouble != self._trouble:
+                        log.error("results can only be kept in memory: %s", error)  # noqa: TRY400 - it says what is wrong
+                    break
+            self._trouble = trouble
 
     def _put(self, holding: Holding, run: EngineRun) -> None:
         left = holding.everything_left()
@@ -89,7 +94,6 @@ class Keeper:
             self._own.put(holding.lease, run, rows)
             holding.spool = self._own
             holding.acknowledge(rows)
-            self.full, self._trouble = False, ""
         if ending is not None:
             self._own.put(
                 holding.lease,
@@ -110,12 +114,19 @@ class Keeper:
     # --- rows on disk ---
 
     def next_batch(self, holding: Holding) -> Batch | None:
-        """The oldest rows of a holding on disk; None when all of them are posted."""
+        """The oldest rows of a holding on disk; None when all of them are posted.
+
+        Raises:
+            SpoolError: those that a process left that has ended cannot be read.
+        """
         if holding.spool is None:
             return None
         try:
             kept = holding.spool.oldest_rows(holding.lease, ROWS_PER_POST)
         except SpoolError as error:
+            if holding.adopted:
+                # The job is another's to do; a failure under this lease would take it back, and charge it.
+                raise
             log.exception("%s: its rows are lost to this worker", holding, extra=holding.log_context)
             holding.spool = None
             holding.fail("spool", str(error), retryable=True)
@@ -159,6 +170,8 @@ class Keeper:
                     if self._jobs_left[path] <= 0 and (spool := self._adopted.pop(path, None)) is not None:
                         self._delete(spool)
                 holding.spool = None
+            # Its rows take no room any more; a lease that is lost is followed by no post that would say so.
+            self.note_back()
 
     def _forget(self, holding: Holding) -> None:
         if holding.spool is not None and not self._closed:
@@ -172,25 +185,47 @@ class Keeper:
             spool.delete()
         except OSError as error:
             log.warning("the spool %s, of which all is posted, cannot be deleted: %s", spool.path, error)
+            # Whoever looks next finds it empty and tries again.
+            spool.close()
 
     # --- what others left ---
 
-    def adopt(self) -> list[Holding]:
-        """Take up the spools of processes that have ended; returns their leases, in the order in which they came."""
+    def adopt(self, stopped: Callable[[], bool] = lambda: False) -> list[Holding]:
+        """Take up the spools of processes that have ended; returns their leases, in the order in which they came.
+
+        Args:
+            stopped: whether the worker ends, and has better things to do.
+        """
         found: list[Holding] = []
         with self._lock:
             known = self._left_alone | set(self._adopted) | ({self._own.path} if self._own is not None else set())
-            for path in sorted(self._directory.glob("*" + SUFFIX)):
+            for path in self._spools():
+                if self._closed or stopped():
+                    break
                 if path in known:
                     continue
                 try:
                     found += self._adopt(Spool.adopt(path))
                 except SpoolInUse:
                     continue
-                except SpoolError as error:
+                except SpoolUnusable as error:
                     log.warning("%s; it is left as it is", error)
                     self._left_alone.add(path)
+                except SpoolError as error:
+                    self._say_once(path, f"{error}; it is tried again")
         return found
+
+    def _spools(self) -> list[Path]:
+        try:
+            return sorted(self._directory.glob("*" + SUFFIX))
+        except OSError as error:
+            self._say_once(self._directory, f"what other workers left in {self._directory} cannot be seen: {error}")
+            return []
+
+    def _say_once(self, path: Path, what: str) -> None:
+        if self._said.get(path) != what:
+            log.warning("%s", what)
+        self._said[path] = what
 
     def _adopt(self, spool: Spool) -> list[Holding]:
         if spool.worker_id and spool.root != self._root:
@@ -198,9 +233,9 @@ class Keeper:
             return []
         try:
             leases = spool.leases()
-        except SpoolError as error:
-            self._leave(spool, str(error))
-            return []
+        except SpoolError:
+            spool.close()
+            raise
         if not leases:
             self._delete(spool)
             return []

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
 from job_api.schemas import EngineRun
+from uworker.away import is_away
 from uworker.delivery import Delivery
 from uworker.holding import Batch, Holding
 from uworker.keeper import Keeper
+from uworker.spool import SpoolError
 
 log = logging.getLogger(__name__)
 
@@ -125,26 +127,42 @@ class Poster:
 
     def _post_for_ever(self) -> None:
         while not self._stopped:
-            self._adopt()
-            with self._changed:
-                holdings = list(self._holdings)
-            if self._away:
-                self._keeper.put_away(holdings, self._delivery.run_of)
-            if self._post_round(holdings):
-                continue
-            if self._flushing:
+            try:
+                self._post_once()
+            except Exception:
+                # Whatever it is, the leases must not stay in this worker's hands for ever.
+                log.exception("the posting failed; it goes on")
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped, RETRY_SECONDS)
+
+    def _post_once(self) -> None:
+        """Look after everything once; waits a little when there was nothing to do."""
+        self._adopt()
+        with self._changed:
+            holdings, flushing = list(self._holdings), self._flushing
+        if self._away:
+            self._keeper.put_away(holdings, self._delivery.run_of)
+        if self._post_round(holdings):
+            return
+        with self._changed:
+            if flushing:
                 self._flushed.set()
-            with self._changed:
+            # A round that began before the flush passed over rows that may wait.
+            if flushing or not self._flushing:
                 self._changed.wait(LOOK_AGAIN_SECONDS)
 
     def _adopt(self) -> None:
         """Take up what processes that have ended left on this machine; it goes before all else."""
         if time.monotonic() < self._adopt_at or self._flushing:
             return
-        adopted = self._keeper.adopt()
-        with self._changed:
-            self._holdings[:0] = adopted
-            self._adopt_at = time.monotonic() + ADOPT_SECONDS
+        try:
+            adopted = self._keeper.adopt(lambda: self._stopped)
+            with self._changed:
+                self._holdings[:0] = adopted
+        finally:
+            # In any case, or nothing would ever be claimed.
+            with self._changed:
+                self._adopt_at = time.monotonic() + ADOPT_SECONDS
 
     def _post_round(self, holdings: list[Holding]) -> bool:
         """Post a batch of each holding; False when there was nothing to post, or the service is away."""
@@ -152,6 +170,10 @@ class Poster:
         for holding in holdings:
             if self._stopped:
                 break
+            with self._changed:
+                if holding not in self._holdings:
+                    # It went with another lease of its spool.
+                    continue
             try:
                 posted |= self._post_from(holding)
             except _ServiceAway as away:
@@ -161,6 +183,12 @@ class Poster:
                 self._keeper.put_away(holdings, self._delivery.run_of)
                 self._pause()
                 return False
+            except SpoolError as error:
+                self._leave_spool(holding, str(error))
+            except Exception:
+                # Whatever it is, the rows of the other jobs must go on.
+                log.exception("%s: the posting failed; it is tried again", holding, extra=holding.log_context)
+                self._try_later(holding)
         return posted
 
     def _post_from(self, holding: Holding) -> bool:
@@ -168,9 +196,10 @@ class Poster:
 
         Raises:
             _ServiceAway: nothing can be posted at present.
+            SpoolError: the rows that a process left that has ended cannot be read.
         """
         if holding.lost:
-            if self._keeper.rows_of(holding):
+            if holding.rows_lost or self._keeper.rows_of(holding):
                 self._say_left(holding, "its lease is lost")
             self._end(holding)
             return False
@@ -188,7 +217,7 @@ class Poster:
             self._obey_refusal(holding, error)
             return False
         except ClientError as error:
-            if _is_away(error):
+            if is_away(error):
                 raise _ServiceAway(str(error)) from error
             self._note_error(holding, error)
             return False
@@ -209,14 +238,12 @@ class Poster:
         self._end(holding)
 
     def _say_left(self, holding: Holding, reason: str) -> None:
-        rows = holding.rows_waiting() + self._keeper.rows_of(holding)
+        rows = holding.rows_waiting() + holding.rows_lost + self._keeper.rows_of(holding)
         log.warning("%s: %s; %d rows are left to its next worker", holding, reason, rows, extra=holding.log_context)
 
     def _obey_refusal(self, holding: Holding, error: Refused) -> None:
         if holding.adopted and error.status == 403:
-            path = self._keeper.leave(holding, str(error))
-            with self._changed:
-                self._holdings = [h for h in self._holdings if h.spool is None or h.spool.path != path]
+            self._leave_spool(holding, str(error))
             return
         with self._changed:
             holdings = list(self._holdings)
@@ -224,24 +251,34 @@ class Poster:
         self._on_refusal(error)
         self._pause()
 
+    def _leave_spool(self, holding: Holding, reason: str) -> None:
+        """Let go of the spool that an adopted holding came from, and of all other leases in it."""
+        path = self._keeper.leave(holding, reason)
+        with self._changed:
+            self._holdings = [h for h in self._holdings if h.spool is None or h.spool.path != path]
+
     def _note_error(self, holding: Holding, error: ClientError) -> None:
         """The service answers for this job's rows alone, with a fault of its own that may pass, or with a refusal."""
-        holding.posts_failed += 1
+        self._try_later(holding)
         passing = isinstance(error, ApiError) and error.status >= 500
         if passing and holding.posts_failed < MAX_SERVER_ERRORS:
             # A result is not thrown away for it.
             log.warning("%s: rows are kept and sent again: %s", holding, error, extra=holding.log_context)
-            pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(holding.posts_failed - 1, 10))
-            holding.try_again_at = time.monotonic() + pause
             self._keeper.put_away([holding], self._delivery.run_of)
         else:
             log.error("%s: the service cannot take the rows: %s", holding, error, extra=holding.log_context)
             self._give_up(holding, error)
+            holding.try_again_at = 0.0
             self._pause()
+
+    def _try_later(self, holding: Holding) -> None:
+        holding.posts_failed += 1
+        pause = min(LONGEST_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(holding.posts_failed - 1, 10))
+        holding.try_again_at = time.monotonic() + pause
 
     def _give_up(self, holding: Holding, error: ClientError) -> None:
         """End a lease whose rows the service will not take as they are, so that it does not stay here for ever."""
-        if holding.failure is not None and not holding.rows_waiting():
+        if holding.failure is not None and not holding.rows_waiting() and not self._keeper.rows_of(holding):
             # Not even its failure is taken; without heartbeats for it the lease runs out.
             holding.lose()
             return
@@ -263,12 +300,3 @@ class Poster:
 
 class _ServiceAway(Exception):
     """Nothing can be posted at present."""
-
-
-def _is_away(error: ClientError) -> bool:
-    """Whether the service is away, or something else answers in its place: then no answer says anything of the rows."""
-    if not isinstance(error, ApiError):
-        # No document of the service's, or none at all.
-        return True
-    by_another = error.problem_type == "about:blank" and error.status not in (400, 413, 422)
-    return by_another or error.status == 429

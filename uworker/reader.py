@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from job_api.client import Client, ClientError, LeaseLost, NotFound, Unreachable
+from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
+from uworker.away import is_away
 from uworker.holding import Holding
 from uworker.images import Source, SourceError, Verdict, open_source
 from uworker.settings import WorkerSettings
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 MAX_IMAGES_AHEAD = 64
 MAX_BYTES_AHEAD = 256_000_000
 RETRY_SECONDS = 2.0
+# How often a fault of the service's own, or a refusal, is waited out before it is the job's: five minutes of them.
+MAX_FAULTS = 150
+LOOK_AGAIN_SECONDS = 0.5
 # The share of the newest job in the mean number of images of a job.
 NEWEST_SHARE = 0.5
 
@@ -38,12 +42,20 @@ class Reader:
         client: asks which images are done already.
         settings: say which sources may be read, and how large an image may be.
         on_change: told when an image is ready or a row was added; must be quick.
+        may_add: whether there is room for rows; images that are not given to the engine have theirs from here.
     """
 
-    def __init__(self, client: Client, settings: WorkerSettings, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        settings: WorkerSettings,
+        on_change: Callable[[], None],
+        may_add: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._client = client
         self._settings = settings
         self._on_change = on_change
+        self._may_add = may_add
         self._task_ids = itertools.count(1)
         self._changed = threading.Condition()
         self._jobs: deque[Holding] = deque()
@@ -148,6 +160,8 @@ class Reader:
                 self._unread = len(left) - number
             data = source.read(image)
             if isinstance(data, Verdict):
+                if not self._wait_for(self._may_add, holding):
+                    return
                 holding.refuse(image.name, data)
                 self._on_change()
             elif not self._put(ReadImage(holding, ImageTask(next(self._task_ids), image.name, data))):
@@ -158,14 +172,33 @@ class Reader:
         """Images that need no work. Waits for a service that is away; None when nobody wants the job any more."""
         if not holding.lease.results_count:
             return set()
+        faults, said = 0, ""
         while not self._stopped and not holding.abandoned:
             try:
                 return set(self._client.images_done(holding.lease, holding.worker_id))
-            except Unreachable as error:
-                log.warning("%s waits to hear which of its images are done: %s", holding, error)
+            except (LeaseLost, NotFound):
+                raise
+            except ClientError as error:
+                # A refusal is the whole worker's as a rule, which the heartbeat then ends.
+                passing = isinstance(error, Refused) or (isinstance(error, ApiError) and error.status >= 500)
+                faults = 0 if is_away(error) else faults + 1
+                if faults and not (passing and faults < MAX_FAULTS):
+                    raise
+                if str(error) != said:
+                    log.warning("%s waits to hear which of its images are done: %s", holding, error)
+                said = str(error)
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or holding.abandoned, RETRY_SECONDS)
         return None
+
+    def _wait_for(self, ready: Callable[[], bool], holding: Holding) -> bool:
+        """Wait until something is so; False when nobody wants the job any more."""
+        while not ready():
+            with self._changed:
+                if self._stopped or holding.abandoned:
+                    return False
+                self._changed.wait(LOOK_AGAIN_SECONDS)
+        return True
 
     def _put(self, image: ReadImage) -> bool:
         """Queue an image when there is room; False when nobody wants it any more."""
@@ -173,7 +206,7 @@ class Reader:
         with self._changed:
             while not self._has_room(size) and not self._stopped and not image.holding.abandoned:
                 # A lease that is lost meanwhile notifies nobody here.
-                self._changed.wait(0.5)
+                self._changed.wait(LOOK_AGAIN_SECONDS)
             if self._stopped or image.holding.abandoned:
                 return False
             image.holding.expect(image.task.task_id)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,12 +19,24 @@ class SettingsError(Exception):
 
 def default_weights_home() -> Path:
     """Where DECIMER itself keeps its weights."""
-    return Path(os.environ.get("PYSTOW_HOME") or Path("~/.data").expanduser())
+    return Path(os.environ.get("PYSTOW_HOME") or _at_home("WEIGHTS_HOME", Path("~/.data").expanduser))
 
 
 def default_spool_dir() -> Path:
     """Where a user's programs keep what must outlive them, such as ~/.local/state (XDG_STATE_HOME)."""
-    return platformdirs.user_state_path("decimer-jobs")
+    return _at_home("SPOOL_DIR", lambda: platformdirs.user_state_path("decimer-jobs").expanduser())
+
+
+def _at_home(name: str, find: Callable[[], Path]) -> Path:
+    """A folder below the user's home, which a container's user may not have.
+
+    Raises:
+        SettingsError: there is none; names the setting that does without.
+    """
+    try:
+        return find()
+    except RuntimeError as error:
+        raise SettingsError(f"set {PREFIX}{name}: this user has no home directory ({error})") from None
 
 
 class WorkerSettings(BaseSettings):

@@ -26,12 +26,15 @@ from uworker import spool_sql as sql
 
 SUFFIX = ".spool"
 LOCK_NAME = ".lock"
-LOCK_SECONDS = 10.0
+# Others hold it for as long as a small file is made; a worker that must end cannot wait for long.
+LOCK_SECONDS = 2.0
 APPLICATION_ID = 0x646A7370
 VERSION = 1
 # What a row takes beside its texts, more or less.
 ROW_OVERHEAD_BYTES = 64
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+# No database, a damaged one, or one without the tables; all else, such as too many open files, may pass.
+WRONG = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
 
 
 class SpoolError(Exception):
@@ -40,6 +43,10 @@ class SpoolError(Exception):
 
 class SpoolFull(SpoolError):
     """The rows would take more room than the spool may have; none of them was kept."""
+
+
+class SpoolUnusable(SpoolError):
+    """It is no spool, one of a later version, damaged, or somebody else's; that does not pass."""
 
 
 class SpoolInUse(SpoolError):
@@ -102,7 +109,7 @@ class Spool:
             self._database.close()
             if getattr(error, "sqlite_errorcode", None) in BUSY:
                 raise SpoolInUse(f"the spool {path} is in use") from error
-            raise SpoolError(f"the spool {path} cannot be opened: {error}") from error
+            raise _kind_of(error)(f"the spool {path} cannot be opened: {error}") from error
 
     @classmethod
     def create(cls, directory: Path, worker_id: str, root: str, max_bytes: int) -> Self:
@@ -145,13 +152,14 @@ class Spool:
 
         Raises:
             SpoolInUse: the process lives.
-            SpoolError: it is no spool, one of a later version, damaged, or somebody else's.
+            SpoolUnusable: it is no spool, one of a later version, damaged, or somebody else's.
+            SpoolError: it cannot be opened at present.
         """
         try:
             with _shared(path.parent):
                 found = path.lstat()
                 if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                    raise SpoolError(f"{path} is not a file of this user's")
+                    raise SpoolUnusable(f"{path} is not a file of this user's")
                 spool = cls(path, 0)
         except FileNotFoundError as error:
             raise SpoolInUse(f"the spool {path} is gone: another worker has posted it") from error
@@ -172,9 +180,9 @@ class Spool:
                 # Its process died before its first row was kept.
                 return
             if application != APPLICATION_ID:
-                raise SpoolError(f"{self.path} is no spool of this program")
+                raise SpoolUnusable(f"{self.path} is no spool of this program")
             if version != VERSION:
-                raise SpoolError(f"the spool {self.path} is of version {version}; this program knows {VERSION}")
+                raise SpoolUnusable(f"the spool {self.path} is of version {version}; this program knows {VERSION}")
             self.worker_id, self.root = database.execute("SELECT worker_id, root FROM owner").fetchone()
 
     @contextmanager
@@ -183,7 +191,7 @@ class Spool:
             try:
                 yield self._database
             except (sqlite3.Error, ValidationError, TypeError) as error:
-                raise SpoolError(f"the spool {self.path} cannot be read: {error}") from error
+                raise _kind_of(error)(f"the spool {self.path} cannot be read: {error}") from error
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -317,6 +325,14 @@ def _shared(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _kind_of(error: Exception) -> type[SpoolError]:
+    if not isinstance(error, sqlite3.Error):
+        # What was read makes no sense.
+        return SpoolUnusable
+    # The lowest byte of a code is its kind.
+    return SpoolUnusable if getattr(error, "sqlite_errorcode", 0) & 0xFF in WRONG else SpoolError
 
 
 def _json(model: EngineRun | NewResult | Fail) -> str:

@@ -16,12 +16,13 @@ from collections import deque
 from typing import Any
 
 from job_api.client import Client, ClientError, Refused, Unreachable
-from job_api.schemas import Lease, MachineLoad, Release, WorkerState
+from job_api.schemas import Lease, MachineLoad, WorkerState
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
 from uworker.eviction import Eviction
 from uworker.faults import FaultLog
+from uworker.goodbye import say_goodbye
 from uworker.heart import Heart
 from uworker.holding import Holding
 from uworker.journal import Journal, SecretFilter
@@ -93,7 +94,7 @@ class Worker:
             self._wake,
         )
         self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
-        self._reader = Reader(self._client(60), settings, self._wake)
+        self._reader = Reader(self._client(60), settings, self._wake, self._may_add)
         poster_client = self._client(POST_RETRY_SECONDS)
         self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
         self._poster = Poster(poster_client, self._end, self._refuse, keeper=self._keeper, snapshot=settings.snapshot)
@@ -219,7 +220,7 @@ class Worker:
     def _feed(self) -> str:
         """Give images to the recognisers as long as they take some; says what keeps the rest."""
         while (image := self._reader.peek()) is not None:
-            if self._poster.full or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
+            if not self._may_add():
                 return "waiting for the service to take the results"
             if not self._crew.prepare(image.holding):
                 return "making the engine ready"
@@ -293,16 +294,12 @@ class Worker:
     def _say_goodbye(self, kept: list[Holding]) -> None:
         """Give all leases back, but those of which something is kept on disk: it could not be posted any more."""
         self._leave = threading.Event()
-        client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
-        try:
-            if not kept:
-                client.goodbye(self.worker_id)
-            for holding in self._held() if kept else ():
-                if holding not in kept and not holding.lost:
-                    given = Release(worker_id=self.worker_id, lease_seq=holding.lease.lease_seq, reason="goodbye")
-                    client.release(holding.lease.project, holding.lease.job_id, given)
-        except ClientError as error:
-            log.warning("the goodbye did not arrive, so the leases have to run out: %s", error)
+        if kept:
+            # One by one: half of the time, and for the last of them the other half.
+            client = self._client(GOODBYE_SECONDS / 4, timeout_seconds=GOODBYE_SECONDS / 4)
+        else:
+            client = self._client(GOODBYE_SECONDS / 2, timeout_seconds=GOODBYE_SECONDS / 2)
+        say_goodbye(client, self.worker_id, self._held, kept, GOODBYE_SECONDS / 2)
 
     # --- called by other threads ---
 
@@ -310,10 +307,11 @@ class Worker:
         with self._lock:
             return list(self._holdings)
 
+    def _may_add(self) -> bool:
+        return not self._poster.full and self._poster.rows_waiting() < MAX_ROWS_WAITING
+
     def _jobs_wanted(self) -> int:
-        if self._heart.state is not WorkerState.RUN or self._poster.rows_waiting() >= MAX_ROWS_WAITING:
-            return 0
-        if self._poster.full or self._poster.settling:
+        if self._heart.state is not WorkerState.RUN or not self._may_add() or self._poster.settling:
             return 0
         threads = self._crew.threads
         ahead = self._reader.images_ahead()
