@@ -8,6 +8,7 @@ pytest_plugins = ["tests.plugins.model", "tests.plugins.service", "tests.plugins
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "service(**settings): settings of the `service` fixture")
+    config.addinivalue_line("markers", "alone: wants the machine for itself, so `make tests` runs it after the others")
     config.addinivalue_line("markers", "may_deadlock: the test makes its databases deadlock")
 
 

@@ -102,6 +102,7 @@ def test_processes_that_were_set_are_all_started_and_shown(
 
 
 @BEATING
+@pytest.mark.alone
 @pytest.mark.timeout(480)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has one thread, however little is left of it")
 def test_a_worker_yields_to_another_program_and_takes_back_what_that_leaves(
