@@ -1,6 +1,7 @@
 """What processes cost: processor time and memory, as the operating system counts them."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,12 +59,8 @@ def memory_bytes(pid: int) -> int:
     return total
 
 
-@dataclass
-class MemoryWatch:
-    """The most memory a process held while this was open, sampled 20 times a second."""
-
-    pid: int
-    highest_bytes: int = 0
+class Sampling(ABC):
+    """Samples in a thread of its own while it is open."""
 
     def __enter__(self) -> Self:
         self._over = threading.Event()
@@ -76,6 +73,18 @@ class MemoryWatch:
     ) -> None:
         self._over.set()
         self._thread.join()
+
+    @abstractmethod
+    def _watch(self) -> None:
+        """Take samples until `_over` is set."""
+
+
+@dataclass
+class MemoryWatch(Sampling):
+    """The most memory a process held while this was open, sampled 20 times a second."""
+
+    pid: int
+    highest_bytes: int = 0
 
     def _watch(self) -> None:
         while True:

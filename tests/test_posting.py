@@ -610,14 +610,20 @@ def test_what_answers_in_the_services_place_costs_no_results(
     assert [verb for verb, _ in service.ends] == ["complete"]
 
 
-def test_a_full_spool_is_told_and_has_room_again_when_the_service_is_back(
-    server: ScriptedServer, service: Service, tmp_path: Path
-) -> None:
+def fill_the_spool(server: ScriptedServer, service: Service, directory: Path) -> tuple[Posting, Holding]:
+    """A service that is away, and more rows than there is room for on disk."""
     service.answers = AWAY
-    posting = Posting(server.root, tmp_path, max_bytes=40_000)
+    posting = Posting(server.root, directory, max_bytes=40_000)
     holding = posting.hold(image_count=300)
     finish_all(holding)
     wait_for(lambda: posting.poster.full, WAIT_SECONDS)
+    return posting, holding
+
+
+def test_a_full_spool_is_told_and_has_room_again_when_the_service_is_back(
+    server: ScriptedServer, service: Service, tmp_path: Path
+) -> None:
+    posting, holding = fill_the_spool(server, service, tmp_path)
     assert posting.poster.rows_waiting() == 300
     service.answers = {}
     wait_for(lambda: not posting.poster.full, WAIT_SECONDS)
@@ -631,11 +637,7 @@ def test_a_full_spool_has_room_again_when_its_leases_are_lost(
     server: ScriptedServer, service: Service, tmp_path: Path
 ) -> None:
     """The heartbeat comes before the next post, and after it there may be nothing to post that would say so."""
-    service.answers = AWAY
-    posting = Posting(server.root, tmp_path, max_bytes=40_000)
-    holding = posting.hold(image_count=300)
-    finish_all(holding)
-    wait_for(lambda: posting.poster.full, WAIT_SECONDS)
+    posting, holding = fill_the_spool(server, service, tmp_path)
     holding.lose()
     posting.wait_end(holding)
     wait_for(lambda: not posting.poster.full, WAIT_SECONDS)

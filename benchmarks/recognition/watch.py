@@ -1,16 +1,14 @@
 """What processes cost while they are watched: memory that is theirs, and how busy the machine's cores were."""
 
-import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import psutil
 
-from benchmarks.machine import processor_seconds
+from benchmarks.machine import Sampling, processor_seconds
 
 SAMPLE_SECONDS = 1.0
 # The kernel takes 40 ms of a core to say how much of 2 GB is shared, and the process may have to wait for it. So that
@@ -57,7 +55,7 @@ def shared_once_bytes(processes: list[psutil.Process]) -> int:
 
 
 @dataclass
-class Watch:
+class Watch(Sampling):
     """Samples once a second, from when it is opened until it is closed or the processes are gone.
 
     Args:
@@ -69,18 +67,6 @@ class Watch:
     peak_bytes: int = 0
     """The most memory that all of them together had, what they share counted once."""
     _highest_resident: int = 0
-
-    def __enter__(self) -> Self:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
 
     def shares(self, began: float, ended: float) -> CoreShares:
         """How the cores were used between two moments of the monotonic clock, as near as there are samples."""
