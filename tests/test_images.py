@@ -6,16 +6,10 @@ from pathlib import Path
 import pytest
 
 from job_api.schemas import NewResult, ResultStatus
-from uworker.images import (
-    LocalSource,
-    NoImages,
-    SourceNotAllowed,
-    SourceUnsupported,
-    StorageFault,
-    Verdict,
-    open_source,
-)
+from uworker.images import NoImages, SourceNotAllowed, SourceUnsupported, StorageFault, Verdict
 from uworker.settings import WorkerSettings
+from uworker.sources import open_source
+from uworker.sources.local import LocalSource
 
 MAX_BYTES = 100
 

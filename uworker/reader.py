@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
 from uworker.away import is_away
 from uworker.holding import Holding
-from uworker.images import Source, SourceError, Verdict, open_source
+from uworker.images import Source, SourceError, Verdict
 from uworker.settings import WorkerSettings
+from uworker.sources import open_source
 from uworker.tasks import ImageTask
 
 log = logging.getLogger(__name__)
