@@ -6,6 +6,7 @@ is a `NoImages`; storage that does not answer is a `StorageFault`, which fails t
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,7 +84,7 @@ class ImageFile:
 class Source(Protocol):
     """A kind of storage."""
 
-    def list_images(self, directory: str) -> list[ImageFile]:
+    def list_images(self, directory: str) -> Iterable[ImageFile]:
         """All images below a directory at any depth, in the order of their names, at least one.
 
         Raises:

@@ -13,7 +13,7 @@ from uworker.away import is_away
 from uworker.holding import Holding
 from uworker.images import Source, SourceError, Verdict
 from uworker.settings import WorkerSettings
-from uworker.sources import open_source
+from uworker.sources import Sources
 from uworker.tasks import ImageTask
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Reader:
         may_add: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
-        self._settings = settings
+        self._sources = Sources(settings)
         self._on_change = on_change
         self._may_add = may_add
         self._task_ids = itertools.count(1)
@@ -130,7 +130,7 @@ class Reader:
 
     def _read_job(self, holding: Holding) -> None:
         try:
-            self._read_images(holding, open_source(holding.lease.source, self._settings))
+            self._read_images(holding, self._sources.open(holding.lease.source))
         except SourceError as error:
             holding.fail(error.reason, str(error), retryable=error.retryable)
         except (LeaseLost, NotFound):
@@ -144,7 +144,7 @@ class Reader:
             holding.fail("worker", f"the reading failed: {type(error).__name__}: {error}", retryable=True)
 
     def _read_images(self, holding: Holding, source: Source) -> None:
-        images = source.list_images(holding.lease.directory)
+        images = list(source.list_images(holding.lease.directory))
         done = self._done(holding)
         if done is None:
             return
