@@ -167,22 +167,24 @@ def _json_entries(text: str) -> dict[str, Entry]:
         return {}
     if not isinstance(listed, list):
         raise NoIndex("its JSON is no list of files")
-    entries = [_json_entry(item) for item in listed]
-    return {entry.name + "/" * entry.is_folder: entry for entry in entries if _is_plain(entry.name)}
+    entries = [entry for item in listed if (entry := _json_entry(item)) is not None]
+    return {entry.name + "/" * entry.is_folder: entry for entry in entries}
 
 
-def _json_entry(item: Any) -> Entry:
+def _json_entry(item: Any) -> Entry | None:
+    """An entry, unless it is none of a file or folder directly in the directory."""
     name = item.get("name") if isinstance(item, dict) else None
     if not isinstance(name, str):
         raise NoIndex("its JSON is no list of files")
+    # Caddy has a link, too, and loses bytes that are no UTF-8 in the name.
+    link = item.get("url")
+    try:
+        path = link if isinstance(link, str) else quote(name, errors="surrogateescape")
+        segments = segments_of(path.removeprefix("./"))
+    except (ValueError, UnicodeError):
+        return None
+    if path.startswith("/") or len(segments) != 1 or not segments[0]:
+        return None
     is_folder = item.get("type") == "directory" or item.get("is_dir") is True
     size = item.get("size")
-    return Entry(name.removesuffix("/"), is_folder, size if type(size) is int and size >= 0 and not is_folder else None)
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name that was not percent-encoded is one of a file directly in the directory."""
-    try:
-        return name != "" and segments_of(quote(name, safe="", errors="surrogateescape")) == (name,)
-    except (ValueError, UnicodeError):
-        return False
+    return Entry(segments[0], is_folder, size if type(size) is int and size >= 0 and not is_folder else None)

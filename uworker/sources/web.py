@@ -196,12 +196,13 @@ class WebSource:
             self._fetch(folder, lambda answer: self._require_shown(answer, folder), INDEX_HEADERS)
         except NoImages:
             return Verdict(ResultStatus.MISSING, "the file was listed and is gone, and so is its directory")
-        if status == 403:
-            return Verdict(ResultStatus.UNREADABLE, "the web server refuses this file (HTTP 403)")
-        return Verdict(ResultStatus.MISSING, f"the file was listed and is gone (HTTP {status})")
+        if status in (404, 410):
+            return Verdict(ResultStatus.MISSING, f"the file was listed and is gone (HTTP {status})")
+        return Verdict(ResultStatus.UNREADABLE, f"the web server refuses this file (HTTP {status})")
 
     def _read_image(self, answer: httpx.Response) -> tuple[int, bytes | Verdict | None]:
-        if answer.status_code in (403, 404, 410):
+        # What of these is worth another try never comes here.
+        if 400 <= answer.status_code < 500 and answer.status_code not in (401, 407):
             return answer.status_code, None
         if answer.status_code != 200:
             self._require_shown(answer, "")
