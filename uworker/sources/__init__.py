@@ -5,11 +5,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job_api.locations import locate
+from job_api.locations import Location, locate
 from job_api.stores import BadLocation
 from uworker.images import Source, SourceUnsupported
 from uworker.sources.allow import Allowance
 from uworker.sources.local import LocalSource
+from uworker.sources.objects import open_objects
 from uworker.sources.web import WebSource
 
 if TYPE_CHECKING:
@@ -31,26 +32,16 @@ class Sources:
         self._settings = settings
         self._allowance = Allowance(settings.source_allow, bound=settings.job_api_project is not None)
         self._lock = threading.Lock()
-        self._open: dict[str, Source] = {}
+        self._open: dict[Location, Source] = {}
 
     def open(self, url: str) -> Source:
-        """The source of a project, as this worker sees it; the same one for the same URL, with its connections.
+        """The source of a project, as this worker sees it. Remote ones stay open, with their connections.
 
         Raises:
             SourceNotAllowed: the worker may not read there.
             SourceUnsupported: it knows no such kind of storage.
             SourceDenied: a credential is missing or makes no sense.
         """
-        with self._lock:
-            if url not in self._open:
-                source = self._new(url)
-                if len(self._open) >= MAX_OPEN:
-                    # Not closed: another thread may be reading from it. It goes with its last reader.
-                    del self._open[next(iter(self._open))]
-                self._open[url] = source
-            return self._open[url]
-
-    def _new(self, url: str) -> Source:
         settings = self._settings
         if settings.source_root is not None:
             return LocalSource(settings.source_root, settings.max_image_bytes)
@@ -65,9 +56,19 @@ class Sources:
             self._allowance.admit_folder(root)
             return LocalSource(root, settings.max_image_bytes)
         self._allowance.admit(location.url)
+        with self._lock:
+            if location not in self._open:
+                source = self._open_remote(location)
+                if len(self._open) >= MAX_OPEN:
+                    # Not closed: another thread may be reading from it. It goes with its last reader.
+                    del self._open[next(iter(self._open))]
+                self._open[location] = source
+            return self._open[location]
+
+    def _open_remote(self, location: Location) -> Source:
         if location.kind == "http":
-            return WebSource(location.url, self._allowance, settings.max_image_bytes)
-        raise SourceUnsupported(f"this worker cannot read {location}; set UWORKER_SOURCE_ROOT to where it is mounted")
+            return WebSource(location.url, self._allowance, self._settings.max_image_bytes)
+        return open_objects(location, self._settings.max_image_bytes)
 
 
 def open_source(url: str, settings: "WorkerSettings") -> Source:
