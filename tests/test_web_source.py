@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -497,7 +498,11 @@ def zipped(data: bytes, **headers: str) -> Answer:
 def test_what_is_compressed_unasked_is_bounded_by_what_it_becomes() -> None:
     tree = {"/set/job/a.png": zipped(bytes(300_000_000)), "/set/job/b.png": zipped(b"image" * 100_000)}
     with serving(tree) as (server, source):
+        tracemalloc.start()
         assert verdict(source, server).status is ResultStatus.TOO_LARGE
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 10 * MAX_BYTES
         assert source.read(ImageFile("b.png", server.url + "/set/job/b.png")) == b"image" * 100_000
         assert {headers["Accept-Encoding"] for _, headers in server.seen} == {"identity"}
 
@@ -780,6 +785,18 @@ def test_a_worker_reads_the_projects_images_from_a_web_server_that_it_may_read(
     got = {(row["directory"], row["image"]): row["smiles"] for row in admin.results(PROJECT)}
     assert got == {key: smiles for key, smiles in corpus.smiles.items() if key[0] in corpus.directories[:3]}
     assert admin.project(PROJECT).jobs.completed == 3
+
+
+def test_a_web_server_that_asks_for_a_login_stops_the_worker_and_charges_no_job(
+    service: RunningService, corpus: Corpus, start_worker: WorkerStarter
+) -> None:
+    with WebServer(page("who are you?", 401)) as server:
+        admin = submit(service, corpus, server.url)
+        worker = start_worker(service.root, service.token("worker"), source_allow=server.url)
+        assert worker.wait() == 6, worker.log
+        assert ".netrc" in worker.log
+    jobs = [admin.job(PROJECT, job.id) for job in admin.jobs(PROJECT)]
+    assert {(job.state, job.failures) for job in jobs} == {(JobState.QUEUED, 0)}
 
 
 @pytest.mark.parametrize("bound", [True, False])
