@@ -17,8 +17,8 @@ from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
 from uworker.images import BadName, ImageFile, NoImages, SourceDenied, SourceUnsupported, StorageFault, Verdict
 from uworker.settings import WorkerSettings
-from uworker.sources import open_source
-from uworker.sources.objects import ObjectSource, open_objects
+from uworker.sources import Sources, open_source
+from uworker.sources.objects import ObjectSource
 
 MAX_BYTES = 1_000
 PATIENCE_SECONDS = 3.0
@@ -28,7 +28,6 @@ PROJECT = "patents"
 @pytest.fixture(autouse=True)
 def _clean(set_environment: Setter) -> None:
     """None of the variables of whoever runs the tests reaches a store."""
-    open_objects.cache_clear()
 
 
 def source(bucket: Bucket, set_environment: Setter, prefix: str = "") -> ObjectSource:
@@ -228,14 +227,14 @@ def test_a_credential_that_runs_out_stops_the_worker_and_makes_no_rows(
 
 def test_a_source_is_opened_once_and_kept(s3_bucket: Bucket, set_environment: Setter) -> None:
     set_environment(s3_bucket.environment)
-    settings = WorkerSettings.model_validate({"job_api_root": "http://h"})
-    opened = open_source(f"{s3_bucket.url}/a%20b", settings)
-    assert open_source(f"{s3_bucket.url}/a b/", settings) is opened
-    assert open_source(f"{s3_bucket.url}/other", settings) is not opened
+    sources = Sources(WorkerSettings.model_validate({"job_api_root": "http://h", "source_allow": s3_bucket.url}))
+    opened = sources.open(f"{s3_bucket.url}/a%20b")
+    assert sources.open(f"{s3_bucket.url}/a b/") is opened
+    assert sources.open(f"{s3_bucket.url}/other") is not opened
 
 
 def test_a_source_that_makes_no_sense_says_so(set_environment: Setter) -> None:
-    settings = WorkerSettings.model_validate({"job_api_root": "http://h"})
+    settings = WorkerSettings.model_validate({"job_api_root": "http://h", "source_allow": "az://container"})
     with pytest.raises(SourceUnsupported, match="abfss://c@ACCOUNT"):
         open_source("abfss://c@evil.example/x", settings)
     with pytest.raises(SourceDenied, match="AZURE_STORAGE_ACCOUNT_NAME"):

@@ -18,7 +18,7 @@ from uworker.holding import Holding
 from uworker.images import Source, SourceDenied, SourceError, Verdict
 from uworker.lookahead import MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, Lookahead, ReadImage, Reading, Unwanted
 from uworker.settings import WorkerSettings
-from uworker.sources import open_source
+from uworker.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Reader:
         settings: say which sources may be read, and how large an image may be.
         on_change: told when an image is ready or a row was added; must be quick.
         may_add: whether there is room for rows; images that are not given to the engine have theirs from here.
-        source_of: opens a project's source.
+        source_of: opens a project's source; left out: as the settings let it.
     """
 
     def __init__(
@@ -57,12 +57,11 @@ class Reader:
         settings: WorkerSettings,
         on_change: Callable[[], None],
         may_add: Callable[[], bool] = lambda: True,
-        source_of: Callable[[str, WorkerSettings], Source] = open_source,
+        source_of: Callable[[str], Source] | None = None,
     ) -> None:
-        self._settings = settings
         self._on_change = on_change
         self._may_add = may_add
-        self._source_of = source_of
+        self._source_of = source_of or Sources(settings).open
         self._asker = Asker(client, self._hear)
         self._ahead = Lookahead(settings.max_image_bytes)
         self._lock = threading.Lock()
@@ -171,7 +170,7 @@ class Reader:
     def _list(self, reading: Reading, done: set[str]) -> int:
         """Have all images read that are not done; returns how many there are with those."""
         holding = reading.holding
-        source = self._source_of(holding.lease.source, self._settings)
+        source = self._source_of(holding.lease.source)
         count = 0
         for image in source.list_images(holding.lease.directory):
             count += 1

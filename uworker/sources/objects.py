@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import chain, islice
 from posixpath import splitext
 
@@ -23,7 +22,6 @@ from uworker.images import (
     unique,
 )
 
-MAX_STORES = 32
 # How many other objects are tried before one that may not be read is held for the whole worker's misfortune.
 MAX_PROBES = 20
 
@@ -103,9 +101,8 @@ class ObjectSource:
         return Verdict(ResultStatus.TOO_LARGE, f"the object has {size} bytes; at most {self._max_image_bytes} are read")
 
 
-@lru_cache(maxsize=MAX_STORES)
 def open_objects(location: Location, max_image_bytes: int) -> ObjectSource:
-    """The source at a location; kept open between jobs, since each has connections and a credential of its own.
+    """The source at a location. It has connections and a credential of its own, so it is worth keeping.
 
     Raises:
         SourceDenied: there is no credential for it.
