@@ -23,7 +23,7 @@ from job_api.stores import (
     locate,
     open_store,
 )
-from tests.emulators.azurite import Azurite
+from tests.emulators.azurite import WRONG_KEY, Azurite
 from tests.emulators.buckets import Bucket
 from tests.emulators.relay import Answer, Cut, Hang, Relay, Reset
 from tests.emulators.s3 import REGION, S3Server
@@ -264,6 +264,23 @@ def test_a_missing_object_is_told_from_a_missing_container(bucket: Bucket, store
     bucket.emulator._create(bucket.name)
 
 
+def test_where_the_answer_does_not_say_what_is_missing_it_is_found_out(
+    bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
+) -> None:
+    bucket.fill({"x": b"1"})
+    relay = relay_to(bucket.emulator.server)
+    behind = opened(bucket.behind(relay.address), set_environment)
+    relay.plan(Answer(404))
+    with pytest.raises(NotThere) as caught:
+        behind.read("nothing", 10)
+    assert not isinstance(caught.value, ContainerNotThere)
+    bucket.remove()
+    relay.plan(Answer(404))
+    with pytest.raises(ContainerNotThere):
+        behind.read("x", 10)
+    bucket.emulator._create(bucket.name)
+
+
 @pytest.mark.parametrize("bucket_of", ["azure_bucket", "s3_bucket"])
 def test_a_wrong_key_is_denied_with_what_to_set(
     request: pytest.FixtureRequest, bucket_of: str, set_environment: Setter
@@ -301,6 +318,7 @@ def test_a_signature_opens_its_container_and_is_never_shown(
                 "AZURE_STORAGE_ENDPOINT": azurite.endpoint,
                 "AZURE_STORAGE_SAS_TOKEN": "",
                 "AZURE_STORAGE_CONNECTION_STRING": "",
+                "AZURE_STORAGE_ACCOUNT_KEY": "" if variable.endswith("TOKEN") else WRONG_KEY,
             }
             whole = f"BlobEndpoint={azurite.endpoint};SharedAccessSignature={sas}"
             given[variable] = sas if variable.endswith("TOKEN") else whole
