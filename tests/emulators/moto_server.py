@@ -5,7 +5,7 @@ object_store writes spaces so; as it comes, moto would refuse its listing of eac
 
 from typing import Any
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import run_simple
 
 
@@ -18,4 +18,4 @@ class Application(DomainDispatcherApplication):
 
 
 if __name__ == "__main__":
-    run_simple("127.0.0.1", 0, Application(create_backend_app), threaded=True)
+    run_simple("127.0.0.1", 0, Application(create_backend_app), threaded=True, request_handler=MotoRequestHandler)

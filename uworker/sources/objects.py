@@ -102,7 +102,7 @@ class ObjectSource:
 
 
 def open_objects(location: Location, max_image_bytes: int) -> ObjectSource:
-    """The source at a location, with connections and a credential of its own.
+    """The source at a location. It has connections and a credential of its own, so it is worth keeping.
 
     Raises:
         SourceDenied: there is no credential for it.
