@@ -7,7 +7,6 @@ number, and it is followed only to where this worker may read (allow.py, guard.p
 import netrc
 import os
 import posixpath
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -92,7 +91,7 @@ class WebSource:
         # Whoever has shown one directory knows this worker.
         self._was_let_in = False
         self._http = httpx.Client(
-            transport=GuardedTransport(allowance.names),
+            transport=GuardedTransport(allowance.names, self._bounds.answer_seconds),
             headers=HEADERS,
             timeout=TIMEOUT,
             # None are kept: a server could send new ones for ever.
@@ -281,8 +280,7 @@ class WebSource:
         return place
 
     def _content(self, answer: httpx.Response) -> Iterator[bytes]:
-        """The body in pieces, decompressed where it was compressed unasked, for as long as an answer may take."""
-        latest = time.monotonic() + self._bounds.answer_seconds
+        """The body in pieces, decompressed where it was compressed unasked."""
         coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity", "gzip", "x-gzip"):
             raise StorageFault(
@@ -290,8 +288,6 @@ class WebSource:
             )
         inflate = zlib.decompressobj(wbits=31) if "gzip" in coding else None
         for data in answer.iter_raw():
-            if time.monotonic() > latest:
-                raise _Transient(f"the answer took more than {self._bounds.answer_seconds:.0f} s")
             yield from [data] if inflate is None else _inflated(inflate, data)
         if inflate is not None and not inflate.eof:
             raise _Transient("the compressed answer ends too early")
