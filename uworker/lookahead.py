@@ -180,7 +180,7 @@ class Lookahead:
             reading.on_their_way -= 1
             if read.image.size is None and not isinstance(outcome, Exception):
                 self._learn_size(outcome)
-            if isinstance(outcome, bytes) and not reading.holding.abandoned:
+            if isinstance(outcome, bytes):
                 task = ImageTask(next(self._task_ids), read.image.name, outcome)
                 slot.image = ReadImage(reading.holding, task)
                 reading.holding.expect(task.task_id)
