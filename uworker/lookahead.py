@@ -10,12 +10,12 @@ that the room cannot be full of images that nobody may take, a job for another e
 
 import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from job_api.schemas import ResultStatus
 from uworker.holding import Holding
 from uworker.images import ImageFile, Source, Verdict
+from uworker.readings import Read, ReadImage, Reading, Slot, Unwanted
 from uworker.tasks import ImageTask
 
 MAX_IMAGES_AHEAD = 64
@@ -27,71 +27,6 @@ LOOK_AGAIN_SECONDS = 0.5
 # An image whose size the listing does not tell is taken for so many times the largest of those before it, and for the
 # largest that is read at all until some were seen; the largest fades, or one giant would slow the reading for ever.
 LIKELY_TIMES, FADING = 4, 0.95
-
-
-class Unwanted(Exception):
-    """Nobody wants the job any more, or the worker stops."""
-
-
-@dataclass(frozen=True)
-class ReadImage:
-    """An image whose bytes are in memory, and the job it belongs to."""
-
-    holding: Holding
-    task: ImageTask
-
-
-@dataclass(eq=False)
-class Slot:
-    """The place of an image that is on its way or in memory; `size` is what it takes, or is expected to."""
-
-    size: int
-    image: ReadImage | None = None
-
-
-@dataclass(eq=False)
-class Reading:
-    """What is known of the reading of one job.
-
-    Attributes:
-        count: Images that were listed and had to be read so far.
-        refused: Images that came without bytes, with the reason; their rows are still to be made.
-        is_listed: Whether nothing will be added any more.
-        is_over: Whether nobody waits for its reads any more.
-        fault: What went wrong with a read, if something did.
-    """
-
-    holding: Holding
-    engine_key: tuple[str, str]
-    changed: threading.Condition
-    count: int = 0
-    listed: deque[tuple[Source, ImageFile]] = field(default_factory=deque)
-    slots: deque[Slot] = field(default_factory=deque)
-    refused: deque[tuple[str, Verdict]] = field(default_factory=deque)
-    on_their_way: int = 0
-    is_listed: bool = False
-    is_over: bool = False
-    fault: Exception | None = None
-
-    @property
-    def is_read(self) -> bool:
-        """Whether all that was listed is in memory, or was."""
-        return not self.listed and not self.on_their_way and not self.refused
-
-    def expected(self, images_per_job: float) -> float:
-        """Images that are to be handed out, as far as one can tell."""
-        more = 0.0 if self.is_listed else images_per_job - self.count
-        return len(self.slots) + max(len(self.listed), more)
-
-
-@dataclass(frozen=True)
-class Read:
-    """One image to read, to be settled afterwards in any case."""
-
-    reading: Reading
-    slot: Slot
-    source: Source
-    image: ImageFile
 
 
 class Lookahead:
@@ -172,6 +107,7 @@ class Lookahead:
         with self._lock:
             self.check(reading)
             reading.changed.wait(LOOK_AGAIN_SECONDS)
+            self.check(reading)
 
     def drain(self, reading: Reading) -> bool:
         """Wait until what was listed is recognised, unless a read has failed: then what is in memory.
@@ -243,9 +179,9 @@ class Lookahead:
                 return
             reading, slot = read.reading, read.slot
             reading.on_their_way -= 1
-            if isinstance(outcome, bytes) and read.image.size is None:
-                self._likely_bytes = max(LIKELY_TIMES * len(outcome), FADING * self._likely_bytes)
-            if isinstance(outcome, bytes) and not reading.holding.abandoned:
+            if read.image.size is None and not isinstance(outcome, Exception):
+                self._learn_size(outcome)
+            if isinstance(outcome, bytes):
                 task = ImageTask(next(self._task_ids), read.image.name, outcome)
                 slot.image = ReadImage(reading.holding, task)
                 reading.holding.expect(task.task_id)
@@ -263,6 +199,13 @@ class Lookahead:
             if reading.refused or reading.fault is not None or (reading.is_listed and not reading.on_their_way):
                 reading.changed.notify_all()
             self._wake_a_reader()
+
+    def _learn_size(self, outcome: bytes | Verdict) -> None:
+        if isinstance(outcome, bytes):
+            self._likely_bytes = max(LIKELY_TIMES * len(outcome), FADING * self._likely_bytes)
+        elif outcome.status is ResultStatus.TOO_LARGE:
+            # It may have been read up to that size.
+            self._likely_bytes = self._max_image_bytes
 
     def _likely_size(self, image: ImageFile) -> int:
         likely = int(self._likely_bytes) if image.size is None else image.size
@@ -325,8 +268,14 @@ class Lookahead:
 
     def _in_turn(self) -> Iterator[Reading]:
         """The jobs that may be read and handed out now, in their order."""
-        wanted = [reading for reading in self._readings if not reading.holding.abandoned]
-        return itertools.takewhile(lambda reading: reading.engine_key == wanted[0].engine_key, wanted)
+        engine_key = None
+        for reading in self._readings:
+            if reading.holding.abandoned:
+                continue
+            engine_key = engine_key or reading.engine_key
+            if reading.engine_key != engine_key:
+                return
+            yield reading
 
     def _free(self, slot: Slot) -> None:
         self._images -= 1

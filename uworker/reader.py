@@ -16,7 +16,8 @@ from job_api.client import Client, ClientError, LeaseLost, NotFound
 from uworker.asking import Asker
 from uworker.holding import Holding
 from uworker.images import Source, SourceDenied, SourceError, Verdict
-from uworker.lookahead import MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, Lookahead, ReadImage, Reading, Unwanted
+from uworker.lookahead import MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, Lookahead
+from uworker.readings import ReadImage, Reading, Unwanted
 from uworker.settings import WorkerSettings
 from uworker.sources import Sources
 
