@@ -50,7 +50,7 @@ bench-queue: install ## Measure the service under load, a quarter of an hour; AR
 bench-recognition: install ## Measure the worker against DECIMER alone, on a replica of its model, 8 minutes; ARGS as above
 	@$(BIN)/python -m benchmarks.recognition $(ARGS)
 
-bench-storage: install ## Measure listing and reading of object storage on an emulator, NN minutes; ARGS as above
+bench-storage: install ## Measure listing and reading of object storage on an emulator, 5 minutes; ARGS as above
 	@$(BIN)/python -m benchmarks.storage $(ARGS)
 
 format: install ## Bring the code into shape
