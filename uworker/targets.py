@@ -1,0 +1,156 @@
+"""Where results files are written: into a project's source, beside the images, whole or not at all."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from job_api.schemas import Lease
+from uworker.images import SourceError, SourceNotAllowed, StorageFault
+from uworker.results_file import FILE_NAME
+from uworker.settings import WorkerSettings
+from uworker.sources import open_source
+
+READ_ONLY_SCHEMES = frozenset({"http", "https"})
+NOT_PERMITTED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+# What file systems say that know no fsync of a directory.
+NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+ADVICE = (
+    "let the workers write there, or turn results_file off for the project (PUT /v4/PROJECT with "
+    '{"results_file": false})'
+)
+
+
+class SourceReadOnly(SourceError):
+    """Nothing can ever be written there."""
+
+    reason = "source-read-only"
+    retryable = False
+
+
+class Target(Protocol):
+    """A source that can be written to."""
+
+    def write(self, lease: Lease, chunks: Iterable[bytes]) -> None:
+        """Write the results file of a lease's directory, whole or not at all; one that is there is replaced.
+
+        Whatever `chunks` raises comes through, and nothing is written then.
+
+        Raises:
+            StorageFault: it cannot be written now; says what to do.
+            SourceNotAllowed: the directory leads out of the source.
+        """
+
+
+def require_writable(lease: Lease, settings: WorkerSettings) -> None:
+    """Refuse a job whose results file could never be written, before its images are recognised.
+
+    Raises:
+        SourceReadOnly: it could not.
+    """
+    if lease.results_file and settings.source_root is None and _scheme(lease.source) in READ_ONLY_SCHEMES:
+        raise SourceReadOnly(f"{FILE_NAME} cannot be written to a web server ({lease.source}); {ADVICE}")
+
+
+def open_target(lease: Lease, settings: WorkerSettings) -> Target:
+    """Where the results file of a lease goes, as this worker sees it.
+
+    Raises:
+        SourceError: the worker may not go there, does not know how to, or nothing can be written there.
+    """
+    require_writable(lease, settings)
+    # Refuses where the worker may not read; there it may not write either.
+    open_source(lease.source, settings)
+    if settings.source_root is not None:
+        return LocalTarget(settings.source_root)
+    if lease.source.startswith("/"):
+        return LocalTarget(Path(lease.source))
+    return LocalTarget(Path(unquote(urlsplit(lease.source).path)))
+
+
+def _scheme(url: str) -> str:
+    return urlsplit(url).scheme.lower()
+
+
+class LocalTarget:
+    """Directories of this machine, or mounted on it. Nothing outside the root is written, links included.
+
+    Args:
+        root: the directory that the jobs' directories lie in.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.realpath(root)
+
+    def write(self, lease: Lease, chunks: Iterable[bytes]) -> None:
+        """See `Target`. The file gets the mode of any new file; it is on disk when this returns."""
+        try:
+            with self._opened(lease.directory) as folder:
+                _clear_up(folder, lease)
+                _write(folder, _partial_name(lease.job_id, lease.lease_seq), chunks)
+        except OSError as error:
+            raise self._fault(lease.directory, error) from error
+
+    @contextmanager
+    def _opened(self, directory: str) -> Iterator[int]:
+        """A directory below the root, opened step by step and never through a link, whoever puts one there meanwhile."""
+        real = os.path.realpath(os.path.join(self._root, directory))  # noqa: PTH118
+        if real != self._root and not real.startswith(self._root.rstrip("/") + "/"):
+            raise SourceNotAllowed(f"the directory {directory!r} is a link that leads out of the source")
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        folder = os.open(self._root, flags)
+        try:
+            for name in Path(real).relative_to(self._root).parts:
+                inner = os.open(name, flags, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _fault(self, directory: str, error: OSError) -> StorageFault:
+        where = os.path.join(self._root, directory, FILE_NAME)  # noqa: PTH118
+        advice = f"; {ADVICE}" if error.errno in NOT_PERMITTED else ""
+        return StorageFault(f"{where} cannot be written: {error.strerror or error}{advice}")
+
+
+def _partial_name(job_id: int, lease_seq: int | str) -> str:
+    """The name of the file while it is not whole: hidden, and nobody else's."""
+    return f".{FILE_NAME}.{job_id}-{lease_seq}"
+
+
+def _clear_up(folder: int, lease: Lease) -> None:
+    """Remove what this job's earlier leases left there when their workers were killed; never what a later one writes."""
+    beginning = _partial_name(lease.job_id, "")
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(beginning)]
+    for name in names:
+        lease_seq = name.removeprefix(beginning)
+        if lease_seq.isdecimal() and int(lease_seq) <= lease.lease_seq:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+
+
+def _write(folder: int, partial: str, chunks: Iterable[bytes]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    # The process's umask takes away from this mode what it does for any file.
+    with os.fdopen(os.open(partial, flags, 0o666, dir_fd=folder), "wb") as file:
+        try:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            # In the place of what is there, also of a link, which is not followed.
+            os.rename(partial, FILE_NAME, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=folder)
+            raise
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
