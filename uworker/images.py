@@ -40,6 +40,12 @@ class StorageFault(SourceError):
     reason = "storage"
 
 
+class SourceDenied(SourceError):
+    """The storage does not let this worker in: its credential is at fault, not the job, which is given back."""
+
+    reason = "source-denied"
+
+
 class SourceNotAllowed(SourceError):
     """This worker must not read there."""
 
@@ -62,11 +68,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a job: its name in the results, where its bytes are, or why it has none that may be read."""
+    """An image of a job: its name in the results, where its bytes are, or why it has none that may be read.
+
+    Attributes:
+        size: in bytes, where the listing says it.
+    """
 
     name: str
     key: str
     verdict: Verdict | None = None
+    size: int | None = None
 
 
 class Source(Protocol):
