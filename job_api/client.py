@@ -261,9 +261,7 @@ class Client:
         path = f"{_job(lease.project, lease.job_id)}/images-done"
         return self._items(schemas.Page[str], path, {"worker_id": worker_id, "lease_seq": lease.lease_seq})
 
-    def results_done(
-        self, lease: schemas.Lease, worker_id: str, *, after: str = ""
-    ) -> Iterator[schemas.DoneResult]:
+    def results_done(self, lease: schemas.Lease, worker_id: str, *, after: str = "") -> Iterator[schemas.DoneResult]:
         """Rows of a leased job that count for it, by image; those after an image of that name."""
         path = f"{_job(lease.project, lease.job_id)}/results-done"
         params = {"worker_id": worker_id, "lease_seq": lease.lease_seq, "after": after}

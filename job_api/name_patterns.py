@@ -1,7 +1,7 @@
 """Patterns that find a sequence, a sub-sequence and a part in the file name of an image.
 
-RE2 and not Python's `re`: whoever may submit jobs writes the pattern, and every worker runs it. RE2 needs a time that is
-linear in the length of the name, whatever the pattern, and bounded memory; what it does not know (backreferences,
+RE2 and not Python's `re`: whoever may submit jobs writes the pattern, and every worker runs it. RE2 needs a time that
+is linear in the length of the name, whatever the pattern, and bounded memory; what it does not know (backreferences,
 looking ahead or behind) is refused.
 """
 
@@ -40,10 +40,10 @@ class NamePattern:
         options.log_errors = False
         try:
             self._regexp = re2.compile(pattern, options)
-        except (re2.error, UnicodeEncodeError):
+        except (re2.error, UnicodeEncodeError) as error:
             raise ValueError(
-                "is no pattern that RE2 knows (https://github.com/google/re2/wiki/Syntax; backreferences, looking "
-                "ahead and looking behind are not in it)"
+                f"is no pattern that RE2 knows: {_reason(error)} (https://github.com/google/re2/wiki/Syntax; "
+                "backreferences, looking ahead and looking behind are not in it)"
             ) from None
         named = set(self._regexp.groupindex)
         if not named <= set(GROUPS) or not named:
@@ -57,3 +57,9 @@ class NamePattern:
         match = self._regexp.search(name)
         # A group that matched an empty text has found nothing.
         return NameParts() if match is None else NameParts(**{k: v or None for k, v in match.groupdict().items()})
+
+
+def _reason(error: Exception) -> str:
+    """What RE2 says is wrong, without the piece of the pattern that it quotes."""
+    said = error.args[0]
+    return said.partition(b":")[0].decode(errors="replace") if isinstance(said, bytes) else "it is not UTF-8"

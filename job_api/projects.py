@@ -10,6 +10,7 @@ from job_api import results, selection
 from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
 from job_api.db import Connection
 from job_api.errors import InvalidRequest, NotFound, ProjectBusy
+from job_api.locations import SCHEMES
 from job_api.models import COUNTER_SLOTS
 from job_api.name_patterns import NamePattern
 from job_api.notices import announce
@@ -27,7 +28,6 @@ from job_api.schemas import (
 
 RATE_WINDOW_SECONDS = 300.0
 SAMPLES_KEPT_SECONDS = 3600.0
-READ_ONLY_SCHEMES = frozenset({"http", "https"})
 
 _SHOWN = """
 id, name, source, engine, engine_options, priority, max_failures, results_file, image_name_pattern, paused, created_at
@@ -153,7 +153,7 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
         settings.image_name_pattern,
     )
     project = _project(changed or found)
-    if project.results_file and urlsplit(project.source).scheme.lower() in READ_ONLY_SCHEMES:
+    if project.results_file and SCHEMES.get(urlsplit(project.source).scheme) == "http":
         raise InvalidRequest(
             "results_file: nothing can be written beside the images on a web server; set results_file to false, or "
             "let the source be where the images can be written to (file, az, s3, gs)"

@@ -320,6 +320,8 @@ def _depth(value: Any) -> int:
 
 
 EngineOptions = Annotated[dict[str, Any], AfterValidator(_plain_options)]
+# Whether it is a pattern at all is judged by the service (`name_patterns`).
+ImageNamePattern = Annotated[str, StringConstraints(max_length=MAX_NAME_PATTERN_CHARS), AfterValidator(_no_nul)]
 
 
 class ProjectSettings(Request):
@@ -333,7 +335,7 @@ class ProjectSettings(Request):
     results_file: bool | None = Field(
         default=None, description="write smiles_output.json into each directory before its job is completed"
     )
-    image_name_pattern: text_type(MAX_NAME_PATTERN_CHARS) | None = Field(
+    image_name_pattern: ImageNamePattern | None = Field(
         default=None,
         description="RE2 pattern with the groups `sequence`, `sub_sequence`, `part`, looked for in each image's file "
         "name for smiles_output.json; an empty text removes it",

@@ -1,4 +1,4 @@
-"""Results beside the images: the file is right, there before its job is completed, and a fault of writing costs no row."""
+"""Results beside the images: the file is right, and there before its job is completed; a failed write costs no row."""
 
 import json
 import shutil
@@ -65,7 +65,8 @@ def assert_right(content: bytes, admin: Client, job_id: int) -> None:
     rows = {row.image: row for row in admin.job_results(PROJECT, job_id)}
     recognised = sum(row.status is ResultStatus.RECOGNISED for row in rows.values())
     newest = max(row.processed_at for row in rows.values())
-    assert made.pop("entries") and made == {
+    assert made.pop("entries")
+    assert made == {
         "synthesis": "Name (Author 2019)",
         "processed_at": newest.isoformat().replace("+00:00", "Z"),
         "total_images": len(rows),
@@ -78,12 +79,9 @@ def assert_right(content: bytes, admin: Client, job_id: int) -> None:
         row = rows[entry["file"]]
         assert entry["smiles"] == row.smiles
         if row.status is ResultStatus.RECOGNISED:
+            confidence = {"average": row.confidence_mean, "min": row.confidence_min, "per_token": None}
             assert entry["error"] is None
-            assert entry["confidence"] == {
-                "average": row.confidence_mean,
-                "min": row.confidence_min,
-                "per_token": None,
-            }
+            assert entry["confidence"] == (None if row.confidence_min is None else confidence)
         else:
             assert entry["error"] == {"status": row.status.value, "message": row.error_message}
             assert entry["confidence"] is None
@@ -113,6 +111,7 @@ def test_a_file_lies_beside_the_images_and_says_what_the_service_says(
         ("x", None, None, None),
     ]
     assert json.loads(content)["successful"] == 4
+    assert all(entry["confidence"]["min"] > 0 for entry in entries if entry["smiles"])
     assert names(folder) == {FILE_NAME}
 
     # A successor finds all rows there, makes none, and writes the file again.
@@ -329,7 +328,7 @@ def test_a_service_that_is_away_is_waited_for_and_asked_for_the_rest(source: Pat
         writing.write()
     entries = json.loads((source / "a" / FILE_NAME).read_bytes())["entries"]
     assert [entry["file"] for entry in entries] == ["1.png", "2.png"]
-    assert [asked.query["after"] for asked in server.asked] == ["", "", "1.png", "1.png"]
+    assert [asked.query.get("after", "") for asked in server.asked] == ["", "", "1.png", "1.png"]
 
 
 def test_rows_that_are_missing_write_no_file(source: Path) -> None:
@@ -391,7 +390,7 @@ def test_a_pattern_that_makes_no_sense_is_refused_and_changes_nothing(
     answer = httpx.put(f"{service.root}/v4/{PROJECT}", json=changes, headers=headers)
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:decimer-jobs:invalid-request")
     assert "image_name_pattern" in answer.text
-    assert admin.projects() and list(admin.projects()) == [before]
+    assert list(admin.projects()) == [before]
 
 
 def test_beside_images_on_a_web_server_nothing_can_be_wanted(admin: Client) -> None:

@@ -3,9 +3,9 @@
 A few threads of their own do it: the asking for the rows and the writing may take long, and neither posts of other jobs
 nor heartbeats may wait for them. How the document looks is `results_file`'s, where it goes `targets`'s.
 
-A file is put in place as a whole, from the rows that one lease has seen as its own until its last piece was written, and
-only then is its job completed under that lease. Where a job is handed on meanwhile, its next worker writes the file again;
-one whose write was on its way when its lease was lost may come later, and then an older whole file stays until the next run.
+A file is put in place as a whole, from the rows that one lease has seen as its own until its last piece was written,
+and only then is its job completed under that lease. Where a job is handed on meanwhile, its next worker writes the file
+again; a write that was on its way when its lease was lost may come later, and then an older whole file stays.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """The document that lies beside the images of a directory, `smiles_output.json`; where it is written is `targets`'s.
 
-Its rows come in the order of the service and leave in an order that people expect, and a directory may have a million of
-them: they wait in a temporary database of SQLite's, which sorts them and has a few megabytes in memory and the rest in a
-file without a name.
+Its rows come in the order of the service and leave in an order that people expect, and a directory may have a million
+of them: they wait in a temporary database of SQLite's, which sorts them and has a few megabytes in memory and the rest
+in a file without a name.
 """
 
 import json
@@ -36,7 +36,7 @@ class ResultsFile:
     """
 
     def __init__(self, directory: str, pattern: NamePattern | None) -> None:
-        self._synthesis = directory.split("/")[0]
+        self._synthesis = directory.partition("/")[0]
         self._pattern = pattern
         self.images = 0
         self._successful = 0
@@ -78,7 +78,7 @@ class ResultsFile:
             "successful": self._successful,
             "failed": self.images - self._successful,
         }
-        lines = [f"{_json(head)[:-1]}, \"entries\": [\n"]
+        lines = [f'{_json(head)[:-1]}, "entries": [\n']
         size = 0
         for number, (entry,) in enumerate(self._entries.execute(_IN_ORDER), 1):
             lines.append(f'{{"id": {number}, {entry[1:]}{"," if number < self.images else ""}\n')

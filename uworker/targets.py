@@ -6,15 +6,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from job_api.locations import SCHEMES, Location, locate
 from job_api.schemas import Lease
-from uworker.images import SourceError, SourceNotAllowed, StorageFault
+from job_api.stores import BadKey, BadLocation, Denied, StoreError, open_store
+from uworker.images import SourceError, SourceNotAllowed, SourceUnsupported, StorageFault
 from uworker.results_file import FILE_NAME
 from uworker.settings import WorkerSettings
 from uworker.sources import open_source
 
-READ_ONLY_SCHEMES = frozenset({"http", "https"})
 NOT_PERMITTED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # What file systems say that know no fsync of a directory.
 NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
@@ -51,7 +52,8 @@ def require_writable(lease: Lease, settings: WorkerSettings) -> None:
     Raises:
         SourceReadOnly: it could not.
     """
-    if lease.results_file and settings.source_root is None and _scheme(lease.source) in READ_ONLY_SCHEMES:
+    on_the_web = SCHEMES.get(urlsplit(lease.source).scheme) == "http"
+    if lease.results_file and on_the_web and settings.source_root is None:
         raise SourceReadOnly(f"{FILE_NAME} cannot be written to a web server ({lease.source}); {ADVICE}")
 
 
@@ -66,13 +68,30 @@ def open_target(lease: Lease, settings: WorkerSettings) -> Target:
     open_source(lease.source, settings)
     if settings.source_root is not None:
         return LocalTarget(settings.source_root)
-    if lease.source.startswith("/"):
-        return LocalTarget(Path(lease.source))
-    return LocalTarget(Path(unquote(urlsplit(lease.source).path)))
+    try:
+        location = locate(lease.source)
+    except BadLocation as error:
+        raise SourceUnsupported(str(error)) from None
+    return LocalTarget(Path("/", location.prefix)) if location.kind == "file" else StoreTarget(location)
 
 
-def _scheme(url: str) -> str:
-    return urlsplit(url).scheme.lower()
+class StoreTarget:
+    """Object storage, with the credentials of this worker's environment.
+
+    Args:
+        location: a container or bucket, or a folder in it.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+
+    def write(self, lease: Lease, chunks: Iterable[bytes]) -> None:
+        """See `Target`. An object takes its place when its last byte has arrived, and not before."""
+        try:
+            open_store(self._location).write(f"{lease.directory}/{FILE_NAME}", chunks)
+        except StoreError as error:
+            advice = f"; {ADVICE}" if isinstance(error, Denied | BadKey) else ""
+            raise StorageFault(f"{FILE_NAME} cannot be written: {error}{advice}") from None
 
 
 class LocalTarget:
@@ -96,7 +115,7 @@ class LocalTarget:
 
     @contextmanager
     def _opened(self, directory: str) -> Iterator[int]:
-        """A directory below the root, opened step by step and never through a link, whoever puts one there meanwhile."""
+        """A directory below the root, opened step by step and never through a link that is put there meanwhile."""
         real = os.path.realpath(os.path.join(self._root, directory))  # noqa: PTH118
         if real != self._root and not real.startswith(self._root.rstrip("/") + "/"):
             raise SourceNotAllowed(f"the directory {directory!r} is a link that leads out of the source")
@@ -123,7 +142,7 @@ def _partial_name(job_id: int, lease_seq: int | str) -> str:
 
 
 def _clear_up(folder: int, lease: Lease) -> None:
-    """Remove what this job's earlier leases left there when their workers were killed; never what a later one writes."""
+    """Remove what earlier leases of this job left when their workers were killed; never what a later one writes."""
     beginning = _partial_name(lease.job_id, "")
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(beginning)]

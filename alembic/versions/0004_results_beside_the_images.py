@@ -10,9 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column(
-        "projects", sa.Column("results_file", sa.Boolean(), server_default=sa.text("false"), nullable=False)
-    )
+    op.add_column("projects", sa.Column("results_file", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("projects", sa.Column("image_name_pattern", sa.Text(), nullable=True))
     # Older code neither reads nor writes these; a worker that claims from it completes its jobs without the file.
     op.execute("UPDATE schema_info SET compatible_revisions = ARRAY['0001', '0002', '0003']")

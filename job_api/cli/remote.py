@@ -86,7 +86,17 @@ def projects(*, config: Config = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ["project", "source", "engine", "options", "priority", "max failures", "results file", "paused", "created"]
+    columns = [
+        "project",
+        "source",
+        "engine",
+        "options",
+        "priority",
+        "max failures",
+        "results file",
+        "paused",
+        "created",
+    ]
     print_table(
         columns,
         (
