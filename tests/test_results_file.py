@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from job_api.locations import locate
 from job_api.name_patterns import NameParts, NamePattern
 from job_api.schemas import DoneResult, Lease, ResultStatus
+from tests.emulators.azurite import Azurite
+from tests.emulators.buckets import Bucket
 from tests.plugins.holder import LEASE
 from uworker.images import SourceNotAllowed, StorageFault
 from uworker.results_file import CHUNK_BYTES, FILE_NAME, ResultsFile
-from uworker.targets import LocalTarget
+from uworker.targets import LocalTarget, StoreTarget
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NAMES = r"sequence_(?P<sequence>\d+)(?:\.(?P<sub_sequence>\d+))?(?:_(?P<part>left|right))?"
@@ -281,3 +284,50 @@ def test_where_it_cannot_be_written_is_a_fault_of_storage_that_says_what_to_do(
         LocalTarget(Path(where.format(root=root))).write(lease(directory), [b"{}"])
     assert (refused.value.reason, refused.value.retryable) == ("storage", True)
     assert [path.name for path in (root / "a").iterdir()] == [FILE_NAME]
+
+
+# --- writing into object storage ---
+
+
+def store_target(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> StoreTarget:
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    return StoreTarget(locate(f"{bucket.url}/top"))
+
+
+@pytest.mark.parametrize("pieces", [1, 60], ids=["small", "in many parts"])
+def test_an_object_is_put_in_the_place_of_the_one_before(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    directory = "Größe (a%20b)+/output #1"
+    target = store_target(bucket, monkeypatch)
+    target.write(lease(directory), [b"old"])
+    target.write(lease(directory), [b"new" + b"x" * 200_000] * pieces)
+    assert bucket.content() == {f"top/{directory}/{FILE_NAME}": (b"new" + b"x" * 200_000) * pieces}
+
+
+@pytest.mark.parametrize("pieces", [1, 60], ids=["small", "in many parts"])
+def test_an_object_whose_writing_breaks_off_is_not_put_there(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    def breaking() -> Iterator[bytes]:
+        yield from [b"x" * 200_000] * pieces
+        raise RuntimeError("stop")
+
+    target = store_target(bucket, monkeypatch)
+    target.write(lease(), [b"old"])
+    with pytest.raises((RuntimeError, StorageFault)):
+        target.write(lease(), breaking())
+    assert bucket.content() == {f"top/a/{FILE_NAME}": b"old"}
+
+
+def test_storage_that_refuses_is_a_fault_of_storage_that_says_what_to_do(
+    azurite: Azurite, azure_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = store_target(azure_bucket, monkeypatch)
+    for name, value in azurite.wrong_environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageFault, match="turn results_file off") as refused:
+        target.write(lease(), [b"{}"])
+    assert (refused.value.reason, refused.value.retryable) == ("storage", True)
+    assert azure_bucket.content() == {}
