@@ -14,7 +14,6 @@ from job_api.stores import BadKey, BadLocation, Denied, StoreError, open_store
 from uworker.images import SourceError, SourceNotAllowed, SourceUnsupported, StorageFault
 from uworker.results_file import FILE_NAME
 from uworker.settings import WorkerSettings
-from uworker.sources import open_source
 
 NOT_PERMITTED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # What file systems say that know no fsync of a directory.
@@ -60,12 +59,12 @@ def require_writable(lease: Lease, settings: WorkerSettings) -> None:
 def open_target(lease: Lease, settings: WorkerSettings) -> Target:
     """Where the results file of a lease goes, as this worker sees it.
 
+    Whether the worker may go there at all was judged before its images were listed.
+
     Raises:
-        SourceError: the worker may not go there, does not know how to, or nothing can be written there.
+        SourceError: the worker does not know how to write there, or nothing can be written there.
     """
     require_writable(lease, settings)
-    # Refuses where the worker may not read; there it may not write either.
-    open_source(lease.source, settings)
     if settings.source_root is not None:
         return LocalTarget(settings.source_root)
     try:
