@@ -14,6 +14,7 @@ import pytest
 
 from job_api.client import ApiError, Client
 from job_api.schemas import EngineRun, JobState, ProjectSettings, ResultStatus
+from tests.emulators.buckets import Bucket
 from tests.plugins.fleet import WorkerStarter
 from tests.plugins.holder import LEASE, Holder
 from tests.plugins.model import DrawnSamples
@@ -121,6 +122,30 @@ def test_a_file_lies_beside_the_images_and_says_what_the_service_says(
     assert again.wait() == 0, again.log
     assert (folder / FILE_NAME).read_bytes() == content
     assert admin.job(PROJECT, job_id).attempts[0].new_results == 0
+
+
+def test_a_file_lies_beside_the_images_in_object_storage(
+    service: RunningService,
+    admin: Client,
+    start_worker: WorkerStarter,
+    folder: Path,
+    azure_bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    azure_bucket.fill({f"top 1/{DIRECTORY}/{name}": data for name, data in images.items()})
+    source = f"{azure_bucket.url}/top%201"
+    admin.put_project(PROJECT, ProjectSettings(source=source, results_file=True, image_name_pattern=PATTERN))
+    admin.add_jobs(PROJECT, [DIRECTORY])
+    for name, value in azure_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    worker = start_worker(service.root, service.token("worker"), **PLAN)
+    assert worker.wait() == 0, worker.log
+    [job] = admin.jobs(PROJECT)
+    assert (job.state, job.image_count) == (JobState.COMPLETED, 5)
+    written = azure_bucket.content()
+    assert len(written) == len(images) + 1
+    assert_right(written[f"top 1/{DIRECTORY}/{FILE_NAME}"], admin, job.id)
 
 
 def test_a_project_that_does_not_want_it_gets_none(
