@@ -139,7 +139,7 @@ def test_a_file_lies_beside_the_images_in_object_storage(
     admin.add_jobs(PROJECT, [DIRECTORY])
     for name, value in azure_bucket.environment.items():
         monkeypatch.setenv(name, value)
-    worker = start_worker(service.root, service.token("worker"), **PLAN)
+    worker = start_worker(service.root, service.token("worker"), source_allow=source, **PLAN)
     assert worker.wait() == 0, worker.log
     [job] = admin.jobs(PROJECT)
     assert (job.state, job.image_count) == (JobState.COMPLETED, 5)
