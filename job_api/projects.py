@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -153,7 +152,7 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
         settings.image_name_pattern,
     )
     project = _project(changed or found)
-    if project.results_file and SCHEMES.get(urlsplit(project.source).scheme) == "http":
+    if project.results_file and SCHEMES.get(project.source.partition(":")[0].lower()) == "http":
         raise InvalidRequest(
             "results_file: nothing can be written beside the images on a web server; set results_file to false, or "
             "let the source be where the images can be written to (file, az, s3, gs)"

@@ -423,8 +423,9 @@ def test_beside_images_on_a_web_server_nothing_can_be_wanted(admin: Client) -> N
     with pytest.raises(ApiError, match="web server"):
         admin.put_project(PROJECT, ProjectSettings(results_file=True))
     assert not admin.project(PROJECT).results_file
-    with pytest.raises(ApiError, match="web server"):
-        admin.put_project("other", ProjectSettings(source="HTTP://example.org", results_file=True))
+    for source in ("HTTP://example.org", "https://[no host"):
+        with pytest.raises(ApiError, match="web server"):
+            admin.put_project("other", ProjectSettings(source=source, results_file=True))
     assert [project.name for project in admin.projects()] == [PROJECT]
     admin.put_project(PROJECT, ProjectSettings(source="file:///data", results_file=True))
     with pytest.raises(ApiError, match="web server"):

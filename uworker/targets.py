@@ -4,17 +4,20 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from job_api.locations import SCHEMES, Location, locate
 from job_api.schemas import Lease
-from job_api.stores import BadKey, BadLocation, Denied, StoreError, open_store
+from job_api.stores import BadKey, BadLocation, Denied, Store, StoreError, open_store
 from uworker.images import SourceError, SourceNotAllowed, SourceUnsupported, StorageFault
 from uworker.results_file import FILE_NAME
 from uworker.settings import WorkerSettings
 
+MAX_STORES = 32
+MAX_WHOLE_BYTES = 5_000_000
 NOT_PERMITTED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # What file systems say that know no fsync of a directory.
 NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
@@ -51,9 +54,9 @@ def require_writable(lease: Lease, settings: WorkerSettings) -> None:
     Raises:
         SourceReadOnly: it could not.
     """
-    on_the_web = SCHEMES.get(urlsplit(lease.source).scheme) == "http"
+    on_the_web = SCHEMES.get(lease.source.partition(":")[0].lower()) == "http"
     if lease.results_file and on_the_web and settings.source_root is None:
-        raise SourceReadOnly(f"{FILE_NAME} cannot be written to a web server ({lease.source}); {ADVICE}")
+        raise SourceReadOnly(f"{FILE_NAME} cannot be written to a web server, which is this project's source; {ADVICE}")
 
 
 def open_target(lease: Lease, settings: WorkerSettings) -> Target:
@@ -87,10 +90,27 @@ class StoreTarget:
     def write(self, lease: Lease, chunks: Iterable[bytes]) -> None:
         """See `Target`. An object takes its place when its last byte has arrived, and not before."""
         try:
-            open_store(self._location).write(f"{lease.directory}/{FILE_NAME}", chunks)
+            _store(self._location).write(f"{lease.directory}/{FILE_NAME}", _whole_if_small(chunks))
         except StoreError as error:
             advice = f"; {ADVICE}" if isinstance(error, Denied | BadKey) else ""
             raise StorageFault(f"{FILE_NAME} cannot be written: {error}{advice}") from None
+
+
+def _whole_if_small(chunks: Iterable[bytes]) -> bytes | Iterable[bytes]:
+    """What is small as a whole: that is one request, and in pieces it would be three."""
+    begun, rest, size = list[bytes](), iter(chunks), 0
+    for chunk in rest:
+        begun.append(chunk)
+        size += len(chunk)
+        if size > MAX_WHOLE_BYTES:
+            return chain(begun, rest)
+    return b"".join(begun)
+
+
+@lru_cache(MAX_STORES)
+def _store(location: Location) -> Store:
+    """Opened once: with a store go its connections, and a credential that may have to be asked for."""
+    return open_store(location)
 
 
 class LocalTarget:
