@@ -26,6 +26,7 @@ from uworker.holding import Batch, Ending, Holding
 from uworker.keeper import Keeper
 from uworker.results_file import FILE_NAME
 from uworker.settings import WorkerSettings
+from uworker.targets import LocalTarget
 
 PROJECT = "patents"
 DIRECTORY = "Name (Author 2019)/output #1"
@@ -342,6 +343,23 @@ def test_a_lease_that_a_heartbeat_says_is_lost_meanwhile_writes_nothing(source: 
         assert writing.holding.next_batch(flush=True) is None
     assert names(source / "a") == {FILE_NAME}
     assert (source / "a" / FILE_NAME).read_text() == "the successor's"
+
+
+@pytest.mark.parametrize("last", [[], [b"}"]], ids=["after the last piece", "before it"])
+def test_a_lease_that_is_lost_in_the_middle_of_the_writing_puts_nothing_in_place(
+    source: Path, last: list[bytes]
+) -> None:
+    with serving([rows_of("1.png")]) as server, closing(Writing(server.root, source)) as writing:
+
+        def pieces() -> Iterator[bytes]:
+            yield b"{"
+            writing.holding.lose()
+            yield from last
+
+        wanted = writing.scribe._while_wanted(writing.holding, pieces())
+        with pytest.raises(Exception, match="lost"):
+            LocalTarget(source).write(writing.holding.lease, wanted)
+    assert names(source / "a") == set()
 
 
 def test_a_service_that_is_away_is_waited_for_and_asked_for_the_rest(source: Path) -> None:

@@ -115,7 +115,7 @@ class Scribe:
 
     def _require_wanted(self, holding: Holding) -> None:
         if self._stopped.is_set() or holding.abandoned:
-            raise _NotWanted
+            raise _NotWanted(f"{holding}: its lease is lost, or the worker ends")
 
     def _rows(self, holding: Holding) -> Iterator[DoneResult]:
         """All rows that count; waits for a service that is away.
