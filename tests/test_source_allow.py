@@ -117,9 +117,9 @@ def test_no_spelling_leads_out_of_an_entry(url: str) -> None:
 
 def test_an_unbound_worker_reads_remote_sources_only_where_they_are_listed(tmp_path: Path) -> None:
     sources = Sources(settings())
-    sources.open(str(tmp_path))
     with pytest.raises(SourceNotAllowed) as caught:
         sources.open("https://images.example/set")
+    sources.open(str(tmp_path))
     assert "UWORKER_SOURCE_ALLOW=https://images.example/set" in str(caught.value)
     assert "UWORKER_JOB_API_PROJECT" in str(caught.value)
     Sources(settings(source_allow="https://images.example")).open("https://images.example/set")

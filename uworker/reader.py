@@ -203,6 +203,7 @@ class Reader:
     def _give_up(self, holding: Holding, error: Exception) -> None:
         """What becomes of a job that cannot be read: the one place that decides it."""
         if isinstance(error, SourceDenied):
+            # The worker ends, and gives the job back.
             self.denied = str(error)
         elif isinstance(error, SourceError):
             holding.fail(error.reason, str(error), retryable=error.retryable)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import chain, islice
 from posixpath import splitext
 
@@ -20,9 +19,9 @@ from uworker.images import (
     StorageFault,
     Verdict,
     storable,
+    unique,
 )
 
-MAX_STORES = 32
 # How many other objects are tried before one that may not be read is held for the whole worker's misfortune.
 MAX_PROBES = 20
 
@@ -46,7 +45,7 @@ class ObjectSource:
         directory = directory.strip("/")
         if any(part in ("", ".", "..") for part in directory.split("/")):
             raise NoImages(f"{directory!r} names no directory in object storage: it has empty, '.' or '..' parts")
-        empty = True
+        names, empty = set[str](), True
         with _faults():
             for found in self._store.objects(directory):
                 path = found.key[len(directory) + 1 :]
@@ -54,8 +53,7 @@ class ObjectSource:
                     continue
                 empty = False
                 too_large = self._too_large(found.size) if found.size > self._max_image_bytes else None
-                # Keys are unique and free of what would be cleaned; one that is too long ends in its digest.
-                yield ImageFile(storable(path), found.key, too_large, found.size)
+                yield ImageFile(unique(storable(path), names), found.key, too_large, found.size)
         if empty:
             raise NoImages(f"no image lies in {self._store.location}/{directory} or below it")
 
@@ -103,9 +101,8 @@ class ObjectSource:
         return Verdict(ResultStatus.TOO_LARGE, f"the object has {size} bytes; at most {self._max_image_bytes} are read")
 
 
-@lru_cache(maxsize=MAX_STORES)
 def open_objects(location: Location, max_image_bytes: int) -> ObjectSource:
-    """The source at a location; kept open between jobs, since each has connections and a credential of its own.
+    """The source at a location. It has connections and a credential of its own, so it is worth keeping.
 
     Raises:
         SourceDenied: there is no credential for it.
