@@ -17,9 +17,10 @@ from job_api.schemas import DoneResult, Lease, ResultStatus
 from tests.emulators.azurite import Azurite
 from tests.emulators.buckets import Bucket
 from tests.plugins.holder import LEASE
-from uworker.images import SourceNotAllowed, StorageFault
+from uworker.images import SourceNotAllowed, SourceUnsupported, StorageFault
 from uworker.results_file import CHUNK_BYTES, FILE_NAME, ResultsFile
-from uworker.targets import LocalTarget, StoreTarget
+from uworker.settings import WorkerSettings
+from uworker.targets import LocalTarget, SourceReadOnly, StoreTarget, open_target
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NAMES = r"sequence_(?P<sequence>\d+)(?:\.(?P<sub_sequence>\d+))?(?:_(?P<part>left|right))?"
@@ -284,6 +285,30 @@ def test_where_it_cannot_be_written_is_a_fault_of_storage_that_says_what_to_do(
         LocalTarget(Path(where.format(root=root))).write(lease(directory), [b"{}"])
     assert (refused.value.reason, refused.value.retryable) == ("storage", True)
     assert [path.name for path in (root / "a").iterdir()] == [FILE_NAME]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_file_goes_where_the_worker_reads_the_images(tmp_path: Path, mounted: bool) -> None:
+    root = tmp_path / "a b#1%20 é"
+    (root / "a").mkdir(parents=True)
+    settings = WorkerSettings(job_api_root="http://x", job_api_token="t", source_root=root if mounted else None)
+    source = "az://container/folder" if mounted else root.as_uri()
+    job = lease().model_copy(update={"source": source})
+    open_target(job, settings).write(job, [b"{}"])
+    assert (root / "a" / FILE_NAME).read_bytes() == b"{}"
+
+
+def test_a_source_that_makes_no_sense_is_refused_without_its_secrets() -> None:
+    settings = WorkerSettings(job_api_root="http://x", job_api_token="t")
+    for source in (
+        "s3://key:hunter2@bucket",
+        "az://container/folder?sig=hunter2",
+        "https://u:hunter2@host/x?sig=hunter2",
+    ):
+        job = lease().model_copy(update={"source": source, "results_file": True})
+        with pytest.raises((SourceUnsupported, SourceReadOnly)) as refused:
+            open_target(job, settings)
+        assert "hunter2" not in str(refused.value)
 
 
 # --- writing into object storage ---
