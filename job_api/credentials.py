@@ -20,20 +20,13 @@ if TYPE_CHECKING:
 
 CloudStore = AzureStore | S3Store | GCSStore
 
-# A store that is away is known after 45 to 65 seconds; the job is tried again later by the queue. What object_store
-# tries again (5xx, 429, broken connections, bodies that break off) it tries within this time.
-RETRY: "RetryConfig" = {
-    "max_retries": 12,
-    "retry_timeout": timedelta(seconds=45),
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=200),
-        "max_backoff": timedelta(seconds=10),
-        "base": 2,
-    },
-}
+# How long object_store tries again what may pass: 5xx and 429, connections that fail, bodies that break off. It waits
+# longer each time, with jitter, and reads no Retry-After. A store that is away is known in 45 to 65 seconds.
+PATIENCE_SECONDS = 45.0
+MAX_SILENCE_SECONDS = 20.0
 # Of the well-known account that every emulator has; no secret.
 EMULATOR_ACCOUNT = "devstoreaccount1"
-EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # noqa: S105
+EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 AZURE_ACCOUNT = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
 AZURE_KEY = ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY", "AZURE_STORAGE_KEY")
 AZURE_SAS = ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY")
@@ -41,8 +34,12 @@ AZURE_ENDPOINT = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 AWS_ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
-def connect(location: Location) -> CloudStore:
+def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> CloudStore:
     """The library's store for the container or bucket of a location; asks nothing of it yet.
+
+    Args:
+        location: of a kind that has containers or buckets.
+        patience_seconds: for how long what fails is tried again.
 
     Raises:
         Denied: something is missing in the environment, or makes no sense; names the variables.
@@ -51,24 +48,32 @@ def connect(location: Location) -> CloudStore:
     try:
         match location.kind:
             case "az":
-                return _azure(location, os.environ)
+                return _azure(location, os.environ, patience_seconds)
             case "s3":
-                return _s3(location, os.environ)
+                return _s3(location, os.environ, patience_seconds)
             case "gs":
-                return _google(location, os.environ)
+                return _google(location, os.environ, patience_seconds)
     except RAISED:
         # The library's text may quote what it could not read.
         raise Denied(f"the credentials for {location} make no sense; {WHAT_TO_SET[location.kind]}") from None
     raise BadLocation(f"{location} is not object storage")
 
 
-def _client(endpoint: str | None) -> "ClientConfig":
+def _retry(patience_seconds: float) -> "RetryConfig":
+    return {
+        "max_retries": 15,
+        "retry_timeout": timedelta(seconds=patience_seconds),
+        "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
+    }
+
+
+def _client(endpoint: str | None, patience_seconds: float) -> "ClientConfig":
     """Time limits; plain HTTP only where the operator wrote it."""
     return {
         "allow_http": bool(endpoint and endpoint.lower().startswith("http://")),
         "connect_timeout": "5s",
         # Between two pieces of an answer: a large image on a slow line is no fault.
-        "read_timeout": "20s",
+        "read_timeout": timedelta(seconds=min(MAX_SILENCE_SECONDS, patience_seconds)),
         "timeout": "10m",
         "user_agent": "decimer-jobs",
     }
@@ -82,7 +87,7 @@ def _is_on(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def _azure(location: Location, environ: Mapping[str, str]) -> AzureStore:
+def _azure(location: Location, environ: Mapping[str, str], patience_seconds: float) -> AzureStore:
     given = _connection_string(environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
     account = given.get("account_name") or _first(environ, AZURE_ACCOUNT)
     config: dict[str, Any] = {
@@ -113,8 +118,8 @@ def _azure(location: Location, environ: Mapping[str, str]) -> AzureStore:
     return AzureStore(
         location.bucket,
         config={name: value for name, value in config.items() if value},  # type: ignore[arg-type]
-        client_options=_client(config["endpoint"]),
-        retry_config=RETRY,
+        client_options=_client(config["endpoint"], patience_seconds),
+        retry_config=_retry(patience_seconds),
     )
 
 
@@ -149,7 +154,7 @@ def _connection_string(text: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _s3(location: Location, environ: Mapping[str, str]) -> S3Store:
+def _s3(location: Location, environ: Mapping[str, str], patience_seconds: float) -> S3Store:
     endpoint = _first(environ, AWS_ENDPOINT)
     config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     provider = None
@@ -163,8 +168,8 @@ def _s3(location: Location, environ: Mapping[str, str]) -> S3Store:
     return S3Store(
         location.bucket,
         config=config,  # type: ignore[arg-type]
-        client_options=_client(endpoint),
-        retry_config=RETRY,
+        client_options=_client(endpoint, patience_seconds),
+        retry_config=_retry(patience_seconds),
         credential_provider=provider,
     )
 
@@ -186,7 +191,7 @@ def _profile(environ: Mapping[str, str]) -> Any:
         if not profile:
             return None
         raise Denied(
-            "AWS_PROFILE is set, and profiles are read by boto3, which is not installed: pip install 'decimer-jobs[aws]'"
+            "AWS_PROFILE is set, and profiles are read by boto3, which is missing: pip install 'decimer-jobs[aws]'"
         )
     # Heavy, and needed by few.
     import boto3  # noqa: PLC0415
@@ -196,14 +201,16 @@ def _profile(environ: Mapping[str, str]) -> Any:
     try:
         return Boto3CredentialProvider(boto3.Session(profile_name=profile))
     except botocore.exceptions.BotoCoreError as error:
-        raise Denied(f"AWS's files cannot be used: {type(error).__name__}; see AWS_PROFILE and `aws configure`") from None
+        raise Denied(
+            f"AWS's files cannot be used: {type(error).__name__}; see AWS_PROFILE and `aws configure`"
+        ) from None
     except ValueError:
         if profile:
             raise Denied(f"the AWS profile {profile!r} has no credentials; see `aws configure list`") from None
         return None
 
 
-def _google(location: Location, environ: Mapping[str, str]) -> GCSStore:
+def _google(location: Location, environ: Mapping[str, str], patience_seconds: float) -> GCSStore:
     emulator = environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
@@ -220,6 +227,6 @@ def _google(location: Location, environ: Mapping[str, str]) -> GCSStore:
     return GCSStore(
         location.bucket,
         config=config,  # type: ignore[arg-type]
-        client_options=_client(endpoint),
-        retry_config=RETRY,
+        client_options=_client(endpoint, patience_seconds),
+        retry_config=_retry(patience_seconds),
     )

@@ -118,8 +118,8 @@ def _bucket(kind: Kind, parts: SplitResult) -> Location:
         found = ACCOUNT_HOST.fullmatch(host.lower())
         if found is None:
             raise BadLocation(
-                f"the account in {parts.scheme}://{bucket}@… is not one of Azure's public cloud; write "
-                f"abfss://{bucket}@ACCOUNT.dfs.core.windows.net/folder, or az://{bucket}/folder with the account in the environment"
+                f"the account in {parts.scheme}://{bucket}@… is not one of Azure's public cloud; write abfss://{bucket}"
+                f"@ACCOUNT.dfs.core.windows.net/folder, or az://{bucket}/folder with the account in the environment"
             )
         account = found[1]
     if not BUCKET.fullmatch(bucket):

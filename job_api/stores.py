@@ -1,7 +1,7 @@
 """Directories and objects in the storage that a URL names: the one place that knows obstore.
 
-Keys are plain here, never percent-encoded. All calls block, and may be made from many threads at once; obstore lets go of
-the interpreter while it waits.
+Keys are plain here, never percent-encoded. All calls block, and may be made from many threads at once; obstore lets go
+of the interpreter while it waits.
 """
 
 import re
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import obstore
 
-from job_api.credentials import CloudStore, connect
+from job_api.credentials import PATIENCE_SECONDS, CloudStore, connect
 from job_api.faults import (
     NO_OBJECT,
     RAISED,
+    UNNAMEABLE,
     BadKey,
     BadLocation,
     ContainerNotThere,
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 PAGE_OBJECTS = 1_000
-UNNAMEABLE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
+IMPOSSIBLE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ class Store(ABC):
         """Put an object there, whole or not at all, in place of one that is there."""
 
 
-def open_store(where: str | Location) -> Store:
+def open_store(where: str | Location, patience_seconds: float = PATIENCE_SECONDS) -> Store:
     """Open the storage that a URL names, with the credentials of this process's environment. Asks nothing of it yet.
+
+    Args:
+        where: its URL, or location.
+        patience_seconds: for how long what fails is tried again.
 
     Raises:
         BadLocation: the URL makes no sense, or is of a kind that cannot be listed.
@@ -93,16 +98,16 @@ def open_store(where: str | Location) -> Store:
 
         return FolderStore(location)
     if location.kind == "http":
-        raise BadLocation(f"{location} is on a web server, which has no listing; use a file://, az://, s3:// or gs:// URL")
-    return ObjectStore(location)
+        raise BadLocation(f"{location} is on a web server, which cannot be listed; use a file, az, s3 or gs URL")
+    return ObjectStore(location, patience_seconds)
 
 
 class ObjectStore(Store):
     """A container of Azure, or a bucket of S3 or GCS."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, patience_seconds: float) -> None:
         super().__init__(location)
-        self._store: CloudStore = connect(location)
+        self._store: CloudStore = connect(location, patience_seconds)
         self._answered = False
 
     def directories(self) -> list[str]:
@@ -150,7 +155,7 @@ class ObjectStore(Store):
             if isinstance(error, FileNotFoundError) and service_code(error) not in NO_OBJECT:
                 # Whether it is the container that has gone is found by asking for anything in it.
                 next(self._list(self._path(""), ""), None)
-            raise self._explain(error, key) from None
+            raise self._explain(error, key, of_object=True) from None
         if len(data) != size:
             raise Unavailable(f"{self.location}/{key} broke off after {len(data)} of {size} bytes")
         return data
@@ -160,17 +165,17 @@ class ObjectStore(Store):
         try:
             obstore.put(self._store, self._path(key), data)
         except RAISED as error:
-            raise self._explain(error, key) from None
+            raise self._explain(error, key, of_object=True) from None
 
     def _path(self, key: str) -> str:
         """The whole key of what lies below the location."""
-        if key and UNNAMEABLE.search(key):
-            raise BadKey(f"{key!r} cannot be the name of an object or directory here: it has empty, '.' or '..' parts")
+        if key and IMPOSSIBLE.search(key):
+            raise BadKey(f"{key!r} {UNNAMEABLE}")
         return "/".join(part for part in (self.location.prefix, key) if part)
 
     def _below(self, path: str) -> str:
         return path[len(self.location.prefix) :].strip("/")
 
-    def _explain(self, error: BaseException, key: str = "") -> StoreError:
+    def _explain(self, error: BaseException, key: str = "", *, of_object: bool = False) -> StoreError:
         subject = f"{self.location}/{key}" if key else str(self.location)
-        return explain(error, self.location.kind, subject, answered=self._answered)
+        return explain(error, self.location.kind, subject, of_object=of_object, answered=self._answered)

@@ -46,6 +46,13 @@ class SourceDenied(SourceError):
     reason = "source-denied"
 
 
+class BadName(SourceError):
+    """There is an object among the images that cannot be named, so the images cannot be counted."""
+
+    reason = "bad-name"
+    retryable = False
+
+
 class SourceNotAllowed(SourceError):
     """This worker must not read there."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
 from uworker.away import is_away
 from uworker.holding import Holding
-from uworker.images import Source, SourceError, Verdict
+from uworker.images import Source, SourceDenied, SourceError, Verdict
 from uworker.settings import WorkerSettings
 from uworker.sources import open_source
 from uworker.tasks import ImageTask
@@ -66,6 +66,8 @@ class Reader:
         self._images_per_job = float(MAX_IMAGES_AHEAD)
         self._listing = False
         self._stopped = False
+        self.denied: str | None = None
+        """Why the storage does not let this worker in, once it does not: a matter of the worker and of no job."""
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
     def start(self) -> None:
@@ -131,6 +133,8 @@ class Reader:
     def _read_job(self, holding: Holding) -> None:
         try:
             self._read_images(holding, open_source(holding.lease.source, self._settings))
+        except SourceDenied as error:
+            self.denied = str(error)
         except SourceError as error:
             holding.fail(error.reason, str(error), retryable=error.retryable)
         except (LeaseLost, NotFound):

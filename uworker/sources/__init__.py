@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from job_api.locations import locate
+from job_api.stores import BadLocation
 from uworker.images import Source, SourceNotAllowed, SourceUnsupported
 from uworker.settings import WorkerSettings
 from uworker.sources.local import LocalSource
+from uworker.sources.objects import open_objects
 
 
 def open_source(url: str, settings: WorkerSettings) -> Source:
@@ -18,6 +21,14 @@ def open_source(url: str, settings: WorkerSettings) -> Source:
     """
     if settings.source_root is not None:
         return LocalSource(settings.source_root, settings.max_image_bytes)
+    try:
+        location = locate(url)
+    except BadLocation as error:
+        raise SourceUnsupported(
+            f"the project's source cannot be read: {error}; or set UWORKER_SOURCE_ROOT to where it is mounted"
+        ) from None
+    if location.kind in ("az", "s3", "gs"):
+        return open_objects(location, settings.max_image_bytes)
     parts = urlsplit(url)
     if url.startswith("/"):
         root = Path(url)
