@@ -24,6 +24,7 @@ CloudStore = AzureStore | S3Store | GCSStore
 # longer each time, with jitter, and reads no Retry-After. A store that is away is known in 45 to 65 seconds.
 PATIENCE_SECONDS = 45.0
 MAX_SILENCE_SECONDS = 20.0
+CLOUDS = ("AWS_", "AZURE_", "GOOGLE_")
 # Of the well-known account that every emulator has; no secret.
 EMULATOR_ACCOUNT = "devstoreaccount1"
 EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -45,6 +46,7 @@ def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> C
         Denied: something is missing in the environment, or makes no sense; names the variables.
         BadLocation: a location of another kind.
     """
+    _forget_empty()
     try:
         match location.kind:
             case "az":
@@ -57,6 +59,12 @@ def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> C
         # The library's text may quote what it could not read.
         raise Denied(f"the credentials for {location} make no sense; {WHAT_TO_SET[location.kind]}") from None
     raise BadLocation(f"{location} is not object storage")
+
+
+def _forget_empty() -> None:
+    """Unset what is set to nothing, as by a compose file; the clouds' own tools take it for unset, object_store not."""
+    for name in [name for name, value in os.environ.items() if name.startswith(CLOUDS) and not value]:
+        del os.environ[name]
 
 
 def _retry(patience_seconds: float) -> "RetryConfig":
@@ -219,8 +227,9 @@ def _google(location: Location, environ: Mapping[str, str], patience_seconds: fl
     if endpoint:
         config["base_url"] = endpoint
     if emulator:
-        # As Google's own libraries do: an emulator is asked without a login.
-        config["skip_signature"] = True
+        # As Google's own libraries do: an emulator is shown no login. The token is for writing, which object_store does
+        # not do without one.
+        config |= {"skip_signature": True, "bearer_token": "emulator"}
     file = environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     if file and not emulator and not Path(file).is_file():
         raise Denied("there is no file where GOOGLE_APPLICATION_CREDENTIALS points")

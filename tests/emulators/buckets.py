@@ -39,7 +39,7 @@ class Emulator(ABC):
 
     def new_bucket(self) -> "Bucket":
         """An empty bucket, or container, of a name that nobody has."""
-        bucket = Bucket(self, f"test-{uuid.uuid4().hex[:20]}")
+        bucket = Bucket(self, f"test{uuid.uuid4().hex[:20]}")
         self._create(bucket.name)
         return bucket
 

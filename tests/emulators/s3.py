@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -25,6 +26,7 @@ from tests.emulators.processes import run_server
 REGION = "eu-north-1"
 ALL_ALLOWED = {"Effect": "Allow", "Action": "*", "Resource": "*"}
 _LISTENS = r"Running on (http://\S+:\d+)"
+_SERVER = Path(__file__).with_name("moto_server.py")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _new_user(iam: Any, *statements: dict[str, Any]) -> tuple[str, str]:
 
 @contextmanager
 def _run_moto() -> Iterator[str]:
-    with run_server([sys.executable, "-m", "moto.server", "-p", "0"], _LISTENS) as server:
+    with run_server([sys.executable, str(_SERVER), "-p", "0"], _LISTENS) as server:
         yield server.address
 
 
