@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from add_jobs import app, as_url
+from add_jobs import app
+from job_api.listing import as_url
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 
