@@ -242,8 +242,11 @@ def test_a_source_that_makes_no_sense_says_so(set_environment: Setter) -> None:
         open_source("az://container/x", settings)
 
 
-def upload(bucket: Bucket, corpus: Corpus) -> None:
-    bucket.fill({f"in put/{d}/{i}": (corpus.root / d / i).read_bytes() for d, i in corpus.smiles})
+def upload(bucket: Bucket, corpus: Corpus) -> dict[tuple[str, str], str]:
+    """Fill the bucket with what object storage can name; returns what each image is."""
+    named = {key: smiles for key, smiles in corpus.smiles.items() if "\n" not in key[1]}
+    bucket.fill({f"in put/{d}/{i}": (corpus.root / d / i).read_bytes() for d, i in named})
+    return named
 
 
 def submit(service: RunningService, bucket: Bucket, corpus: Corpus) -> None:
@@ -255,13 +258,13 @@ def submit(service: RunningService, bucket: Bucket, corpus: Corpus) -> None:
 def test_every_image_in_a_bucket_gets_its_own_smiles(
     service: RunningService, bucket: Bucket, corpus: Corpus, start_worker: WorkerStarter, set_environment: Setter
 ) -> None:
-    upload(bucket, corpus)
+    named = upload(bucket, corpus)
     submit(service, bucket, corpus)
     set_environment(bucket.environment)
     worker = start_worker(service.root, service.token("worker"), source_allow=bucket.url)
     assert worker.wait() == 0, worker.log
     rows = {(r["directory"], r["image"]): (r["status"], r["smiles"]) for r in service.client().results(PROJECT)}
-    assert rows == {key: ("recognised", smiles) for key, smiles in corpus.smiles.items()}
+    assert rows == {key: ("recognised", smiles) for key, smiles in named.items()}
 
 
 @pytest.mark.parametrize("bucket_of", ["azure_bucket", "s3_bucket"])

@@ -46,7 +46,7 @@ def test_a_job_waits_until_it_is_known_which_of_its_images_are_done(images: Path
         reader, holding = reader_of(server.root, images, threading.Event())
         reader.start()
         reader.add(holding)
-        wait_for(lambda: reader.images_ahead() == 2 and reader.peek() is not None)
+        wait_for(lambda: reader.images_ahead() == 2 and holding.image_count == 3)
         wait_for(lambda: len(server.asked) == 2)
         names = [taken.task.name for taken in (reader.take(), reader.take()) if taken is not None]
         reader.stop()

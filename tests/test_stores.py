@@ -516,8 +516,9 @@ def test_an_account_in_a_url_is_used_and_gets_no_other_accounts_key(set_environm
     assert config_of(url)["account_name"] == "mine1"
     set_environment({"AZURE_STORAGE_ACCOUNT_NAME": "other"})
     assert config_of(url)["account_name"] == "mine1"
-    for secret in ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_ENDPOINT"):
-        value = "https://elsewhere.example" if secret.endswith("ENDPOINT") else "a2V5"
+    secrets = {"ACCOUNT_KEY": "a2V5", "SAS_TOKEN": "sv=1&sig=hunter2", "ENDPOINT": "https://elsewhere.example"}
+    for name, value in secrets.items():
+        secret = f"AZURE_STORAGE_{name}"
         set_environment({"AZURE_STORAGE_ACCOUNT_NAME": "other", secret: value})
         with pytest.raises(Denied, match="mine1") as caught:
             open_store(url)

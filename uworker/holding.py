@@ -190,6 +190,11 @@ class Holding:
         return self._rows_lost
 
     @property
+    def has_open(self) -> bool:
+        """Whether images of it are on their way to the engine or in its hands."""
+        return bool(self._open)
+
+    @property
     def failure(self) -> Fail | None:
         """What it fails with, if it does."""
         return self._failure

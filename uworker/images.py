@@ -6,6 +6,8 @@ is a `NoImages`; storage that does not answer is a `StorageFault`, which fails t
 
 import hashlib
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +20,9 @@ IMAGE_ENDINGS = frozenset(
     | {".heif", ".avif", ".svg", ".pdf"}
 )
 IGNORED_DIRECTORIES = frozenset({"__MACOSX"})
+
+# What is in every name that `storable` has changed, whichever way.
+_CHANGED = re.compile(r"\ufffd|\\x[0-9a-f]{2}|…")
 
 
 class SourceError(Exception):
@@ -75,10 +80,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a job: its name in the results, where its bytes are, or why it has none that may be read.
+    """An image of a job.
 
     Attributes:
-        size: in bytes, where the listing says it.
+        name: in the results.
+        key: where its bytes are, as its source has it.
+        verdict: why it has none that may be read.
+        size: in bytes, where the listing knows it: by it the reader judges how many may be on their way at once.
     """
 
     name: str
@@ -88,17 +96,20 @@ class ImageFile:
 
 
 class Source(Protocol):
-    """A kind of storage."""
+    """A kind of storage. It may be listed and read by many threads at once."""
 
-    def list_images(self, directory: str) -> list[ImageFile]:
-        """All images below a directory at any depth, in the order of their names, at least one.
+    def list_images(self, directory: str) -> Iterator[ImageFile]:
+        """All images below a directory at any depth, at least one, each name once, in the same order each time.
+
+        A stream: whoever lists a million images holds a few of them.
 
         Raises:
-            NoImages, StorageFault, SourceNotAllowed: as they say.
+            NoImages, StorageFault, SourceNotAllowed: as they say; not here, but where the first or a later image is
+                asked for.
         """
 
     def read(self, image: ImageFile) -> bytes | Verdict:
-        """The bytes of an image, or why there are none.
+        """The bytes of an image, or why there are none. Ends in bounded time, if only by raising.
 
         Raises:
             StorageFault: the storage failed, and the image is not to blame.
@@ -116,7 +127,14 @@ def storable(path: str) -> str:
 
 
 def unique(name: str, names: set[str]) -> str:
-    """`name`, or where another file is shown under it already, `name` with a number: both must get their row."""
+    """`name`, or where another file is shown under it already, `name` with a number: both must get their row.
+
+    Args:
+        name: made of a path by `storable`.
+        names: of the same directory; only those are kept that a changed name may be equal to, which are few.
+    """
+    if not _CHANGED.search(name):
+        return name
     number, candidate = 2, name
     while candidate in names:
         candidate, number = f"{name} ({number})", number + 1

@@ -37,9 +37,9 @@ class Emulator(ABC):
     def wrong_environment(self) -> dict[str, str]:
         """The same with a key that it refuses."""
 
-    def new_bucket(self) -> "Bucket":
-        """An empty bucket, or container, of a name that nobody has."""
-        bucket = Bucket(self, f"test{uuid.uuid4().hex[:20]}")
+    def new_bucket(self, name: str | None = None) -> "Bucket":
+        """An empty bucket, or container; of a name that nobody has if None is given."""
+        bucket = Bucket(self, name or f"test{uuid.uuid4().hex[:20]}")
         self._create(bucket.name)
         return bucket
 

@@ -146,7 +146,7 @@ def _new_user(iam: Any, *statements: dict[str, Any]) -> tuple[str, str]:
 
 @contextmanager
 def _run_moto() -> Iterator[str]:
-    with run_server([sys.executable, str(_SERVER), "-p", "0"], _LISTENS) as server:
+    with run_server([sys.executable, str(_SERVER)], _LISTENS) as server:
         yield server.address
 
 

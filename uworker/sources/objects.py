@@ -20,6 +20,7 @@ from uworker.images import (
     StorageFault,
     Verdict,
     storable,
+    unique,
 )
 
 MAX_STORES = 32
@@ -46,7 +47,7 @@ class ObjectSource:
         directory = directory.strip("/")
         if any(part in ("", ".", "..") for part in directory.split("/")):
             raise NoImages(f"{directory!r} names no directory in object storage: it has empty, '.' or '..' parts")
-        empty = True
+        names, empty = set[str](), True
         with _faults():
             for found in self._store.objects(directory):
                 path = found.key[len(directory) + 1 :]
@@ -54,8 +55,7 @@ class ObjectSource:
                     continue
                 empty = False
                 too_large = self._too_large(found.size) if found.size > self._max_image_bytes else None
-                # Keys are unique and free of what would be cleaned; one that is too long ends in its digest.
-                yield ImageFile(storable(path), found.key, too_large, found.size)
+                yield ImageFile(unique(storable(path), names), found.key, too_large, found.size)
         if empty:
             raise NoImages(f"no image lies in {self._store.location}/{directory} or below it")
 

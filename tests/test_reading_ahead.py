@@ -1,0 +1,390 @@
+"""Reading ahead: many images and jobs at once, in order, within bounds; and what ends it."""
+
+import itertools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from job_api.client import Client
+from job_api.schemas import ResultStatus
+from tests.plugins.holder import LEASE
+from tests.scripted import Answer, Asked, problem, serving
+from tests.serving import wait_for
+from tests.storage import HeldStorage, images, numbered
+from uworker.holding import Ending, Holding
+from uworker.images import ImageFile, NoImages, StorageFault, Verdict
+from uworker.lookahead import MAX_BYTES_AHEAD, MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, ReadImage
+from uworker.reader import JOBS_AT_ONCE, READS_AT_ONCE, Reader
+from uworker.settings import WorkerSettings
+
+MAX_IMAGE_BYTES = 100_000_000
+Start = Callable[..., Reader]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts readers: `start(storage, *holdings)`."""
+    started: list[Reader] = []
+
+    def begin(storage: HeldStorage, *holdings: Holding, root: str = "http://service") -> Reader:
+        settings = WorkerSettings(job_api_root=root, max_image_bytes=MAX_IMAGE_BYTES)
+        client = Client(root, token="t", retry_seconds=0)
+        reader = Reader(client, settings, lambda: None, source_of=storage.source_of)
+        started.append(reader)
+        reader.start()
+        for holding in holdings:
+            reader.add(holding)
+        return reader
+
+    yield begin
+    for reader in started:
+        reader.stop()
+
+
+def job(directory: str, number: int = 1, *, engine: str = "decimer", results: int = 0) -> Holding:
+    changes = {"job_id": number, "directory": directory, "engine": engine, "results_count": results}
+    return Holding(LEASE.model_copy(update=changes), "w")
+
+
+def take(reader: Reader) -> ReadImage:
+    wait_for(lambda: reader.peek() is not None)
+    image = reader.take()
+    assert image is not None
+    return image
+
+
+def take_names(reader: Reader, count: int) -> list[str]:
+    return [take(reader).task.name for _ in range(count)]
+
+
+def finish(image: ReadImage) -> None:
+    """What a recogniser does."""
+    image.holding.finish(image.task.task_id, image.task.name, {"status": "recognised", "smiles": "C", "confidence": 1})
+
+
+def recognise(reader: Reader) -> bool:
+    """Finish all that is there; False, for there may be more."""
+    while (image := reader.take()) is not None:
+        finish(image)
+    return False
+
+
+def begun_and_none_on_its_way(storage: HeldStorage, begun: int) -> bool:
+    return len(storage.begun) == begun and storage.at_once == 0
+
+
+def ending(holding: Holding) -> Ending | None:
+    return holding.everything_left().ending
+
+
+def test_reads_are_on_their_way_together_and_handed_out_in_the_order_of_the_listing(start: Start) -> None:
+    names = numbered(40)
+    storage = HeldStorage({"a": images(*names)})
+    storage.held_reads = {name: threading.Event() for name in names[:READS_AT_ONCE]}
+    holding = job("a")
+    reader = start(storage, holding)
+    wait_for(lambda: storage.at_once == READS_AT_ONCE)
+    # The last ones come first, and all that follow.
+    for name in reversed(names[1:READS_AT_ONCE]):
+        storage.held_reads[name].set()
+    wait_for(lambda: len(storage.begun) == len(names) and storage.at_once == 1)
+    assert reader.peek() is None, "the first image is still on its way"
+    assert ending(holding) is None
+    storage.held_reads[names[0]].set()
+    taken = [take(reader) for _ in names]
+    assert [image.task.name for image in taken] == names
+    assert [image.task.data for image in taken] == [b"bytes of " + name.encode() for name in names]
+    wait_for(lambda: holding.image_count == len(names))
+    for image in taken:
+        finish(image)
+    wait_for(lambda: ending(holding) is Ending.COMPLETE)
+    assert storage.most_at_once == READS_AT_ONCE
+
+
+def test_no_more_images_are_ahead_than_may_be(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(3 * MAX_IMAGES_AHEAD))})
+    reader = start(storage, job("a"))
+    wait_for(lambda: len(storage.begun) == MAX_IMAGES_AHEAD and storage.at_once == 0)
+    take_names(reader, 10)
+    wait_for(lambda: len(storage.begun) == MAX_IMAGES_AHEAD + 10)
+    assert len(storage.begun) == MAX_IMAGES_AHEAD + 10
+
+
+def test_bytes_on_their_way_count_as_those_in_memory(start: Start) -> None:
+    """Or sixteen images of 100 MB would be in memory at once."""
+    size, names = 60_000_000, numbered(12)
+    storage = HeldStorage({"a": images(*names, size=size)})
+    storage.outcomes = dict.fromkeys(names, bytes(size))
+    storage.reads_open.clear()
+    reader = start(storage, job("a"))
+    fit = MAX_BYTES_AHEAD // size
+    wait_for(lambda: storage.at_once == fit)
+    storage.reads_open.set()
+    for begun in [*range(fit, len(names)), *[len(names)] * fit]:
+        wait_for(partial(begun_and_none_on_its_way, storage, begun))
+        take(reader)
+    assert storage.most_at_once == fit
+
+
+def test_an_image_larger_than_the_room_has_it_alone(start: Start) -> None:
+    names = ["1.png", "2.png", "3.png"]
+    storage = HeldStorage({"a": images(*names, size=MAX_BYTES_AHEAD + 1)})
+    settings = WorkerSettings(job_api_root="http://service", max_image_bytes=2 * MAX_BYTES_AHEAD)
+    reader = Reader(Client("http://service", token="t"), settings, lambda: None, source_of=storage.source_of)
+    storage.outcomes = dict.fromkeys(names, bytes(MAX_BYTES_AHEAD + 1))
+    reader.start()
+    reader.add(job("a"))
+    assert take_names(reader, 3) == names
+    assert storage.most_at_once == 1
+    reader.stop()
+
+
+def test_images_of_unknown_size_are_taken_for_large_until_some_were_seen(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(1000), size=None)})
+    storage.reads_open.clear()
+    reader = start(storage, job("a"))
+    wait_for(lambda: storage.at_once == MAX_BYTES_AHEAD // MAX_IMAGE_BYTES)
+    storage.reads_open.set()
+    take_names(reader, 500)
+    wait_for(partial(begun_and_none_on_its_way, storage, 500 + MAX_IMAGES_AHEAD))
+    storage.reads_open.clear()
+    take_names(reader, READS_AT_ONCE)
+    wait_for(lambda: storage.at_once == READS_AT_ONCE)
+    storage.reads_open.set()
+
+
+def test_a_listing_without_end_is_read_from_its_beginning_on_and_not_run_ahead_of(start: Start) -> None:
+    storage = HeldStorage({"a": lambda: (ImageFile(f"{n}.png", "", size=9) for n in itertools.count())})
+    holding = job("a")
+    reader = start(storage, holding)
+    for handed_out in range(0, 3000, 500):
+        wait_for(lambda: reader.images_ahead() >= MAX_LISTED_AHEAD // 2)
+        ahead, given = reader.images_ahead(), storage.given
+        assert ahead <= MAX_LISTED_AHEAD + MAX_IMAGES_AHEAD
+        assert given <= handed_out + MAX_LISTED_AHEAD + MAX_IMAGES_AHEAD + 1
+        assert take_names(reader, 500) == [f"{n}.png" for n in range(handed_out, handed_out + 500)]
+    assert ending(holding) is None
+    assert reader.jobs_for(10) == 1, "of a job that is not listed to its end nothing is known"
+
+
+def test_a_job_whose_listing_has_just_begun_counts_as_much_as_others_had(start: Start) -> None:
+    """Or more would be claimed while the first page of a large directory is on its way."""
+    storage = HeldStorage({"a": images(*numbered(100)), "b": images("1.png")})
+    storage.listings_open.clear()
+    reader = start(storage, job("a"), job("b", 2))
+    wait_for(lambda: sorted(storage.listed) == ["a", "b"])
+    assert reader.images_ahead() == 2 * MAX_IMAGES_AHEAD
+    storage.listings_open.set()
+    wait_for(lambda: reader.images_ahead() == 101)
+
+
+def test_small_jobs_are_listed_and_read_together_and_begun_in_order(start: Start) -> None:
+    names = [f"job {number:02}" for number in range(JOBS_AT_ONCE + 4)]
+    storage = HeldStorage({name: images(f"{name}.png") for name in names})
+    storage.listings_open.clear()
+    holdings = [job(name, number) for number, name in enumerate(names)]
+    reader = start(storage, *holdings)
+    wait_for(lambda: len(storage.listed) == JOBS_AT_ONCE)
+    assert sorted(storage.listed) == names[:JOBS_AT_ONCE]
+    storage.reads_open.clear()
+    storage.listings_open.set()
+    wait_for(lambda: storage.at_once == READS_AT_ONCE)
+    storage.reads_open.set()
+    for image in [take(reader) for _ in names]:
+        finish(image)
+    wait_for(lambda: all(ending(holding) is Ending.COMPLETE for holding in holdings))
+    assert [holding.image_count for holding in holdings] == [1] * len(names)
+    wait_for(lambda: reader.images_ahead() == 0)
+    assert reader.jobs_for(10) == 10
+
+
+def test_a_later_job_goes_on_where_an_earlier_one_waits_for_its_storage(start: Start) -> None:
+    storage = HeldStorage({"slow": images("slow 1.png", "slow 2.png"), "quick": images("quick.png")})
+    storage.held_reads["slow 1.png"] = threading.Event()
+    reader = start(storage, job("slow"), job("quick", 2))
+    wait_for(lambda: len(storage.begun) == 3 and storage.at_once == 1)
+    assert take_names(reader, 1) == ["quick.png"], "what comes later in the same job keeps its place"
+    assert reader.peek() is None
+    storage.held_reads["slow 1.png"].set()
+    assert take_names(reader, 2) == ["slow 1.png", "slow 2.png"]
+
+
+def test_the_image_that_was_shown_is_the_one_that_is_taken(start: Start) -> None:
+    storage = HeldStorage({"slow": images("slow.png"), "quick": images("quick.png")})
+    storage.held_reads["slow.png"] = threading.Event()
+    reader = start(storage, job("slow"), job("quick", 2))
+    wait_for(lambda: reader.peek() is not None)
+    storage.held_reads["slow.png"].set()
+    wait_for(lambda: storage.at_once == 0 and len(storage.begun) == 2)
+    assert take_names(reader, 2) == ["quick.png", "slow.png"]
+
+
+def test_a_job_for_another_engine_waits_for_those_before_it(start: Start) -> None:
+    """It would have the recognisers replaced, to and fro; and its images must not take the room of those before it."""
+    storage = HeldStorage({"a": images("a.png"), "b": images(*numbered(2 * MAX_IMAGES_AHEAD)), "c": images("c.png")})
+    storage.held_reads["a.png"] = threading.Event()
+    reader = start(storage, job("a"), job("b", 2, engine="other"), job("c", 3))
+    wait_for(lambda: storage.at_once == 1 and len(storage.listed) == 3)
+    assert storage.begun == ["a.png"]
+    assert reader.peek() is None
+    storage.held_reads["a.png"].set()
+    assert take_names(reader, 1) == ["a.png"]
+    assert take_names(reader, 2 * MAX_IMAGES_AHEAD) == numbered(2 * MAX_IMAGES_AHEAD)
+    assert take_names(reader, 1) == ["c.png"]
+
+
+def test_a_job_of_which_the_service_says_nothing_holds_up_nobody(start: Start) -> None:
+    """Neither jobs that need not be asked for, nor those that the service answers for."""
+
+    def answer(asked: Asked) -> Answer:
+        if answered.is_set() or "/jobs/1/" not in asked.path:
+            return Answer(body={"items": ["1.png"]})
+        waiting.set()
+        return problem(500, "internal")
+
+    answered, waiting = threading.Event(), threading.Event()
+    storage = HeldStorage({name: images("1.png", f"{name}.png") for name in ("a", "b", "c")})
+    with serving(answer) as server:
+        first = job("a", 1, results=1)
+        reader = start(storage, first, root=server.root)
+        assert waiting.wait(30)
+        reader.add(job("b", 2, results=1))
+        assert take_names(reader, 1) == ["b.png"]
+        reader.add(job("c", 3))
+        assert take_names(reader, 2) == ["1.png", "c.png"]
+        assert storage.listed == ["b", "c"]
+        answered.set()
+        assert take_names(reader, 1) == ["a.png"]
+        wait_for(lambda: first.image_count == 2)
+
+
+def test_an_abandoned_job_is_read_no_further_and_gives_its_room_away(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(500)), "b": images(*numbered(MAX_IMAGES_AHEAD, 500))})
+    lost, kept = job("a"), job("b", 2)
+    reader = start(storage, lost, kept)
+    wait_for(lambda: len(storage.begun) == MAX_IMAGES_AHEAD and storage.at_once == 0)
+    assert take_names(reader, 2) == numbered(2)
+    lost.lose()
+    wait_for(lambda: reader.images_ahead() == MAX_IMAGES_AHEAD)
+    assert take_names(reader, MAX_IMAGES_AHEAD) == numbered(MAX_IMAGES_AHEAD, 500)
+    assert len(storage.begun) <= 2 * MAX_IMAGES_AHEAD + 2
+    assert lost.failure is None
+    wait_for(lambda: reader.images_ahead() == 0)
+
+
+def test_a_lost_job_is_not_waited_for_where_its_reads_hang(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(3)), "b": images("b.png")})
+    storage.held_reads = {name: threading.Event() for name in numbered(3)}
+    lost = job("a")
+    reader = start(storage, lost, job("b", 2, engine="other"))
+    wait_for(lambda: storage.at_once == 3)
+    lost.lose()
+    assert take_names(reader, 1) == ["b.png"]
+    assert reader.images_ahead() == 0
+    for held in storage.held_reads.values():
+        held.set()
+    wait_for(lambda: storage.at_once == 0)
+    assert reader.peek() is None, "what comes too late is dropped"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "retryable"),
+    [
+        (StorageFault("page 3 did not come"), "storage", True),
+        (NoImages("it went away"), "no-images", False),
+        (RuntimeError("a defect"), "worker", True),
+    ],
+)
+def test_a_fault_within_a_listing_fails_the_job_once_what_came_before_is_recognised(
+    start: Start, fault: Exception, reason: str, retryable: bool
+) -> None:
+    """Else the attempt would have stored nothing new, and be charged for a storage that fails now and then."""
+    names = numbered(3 * MAX_IMAGES_AHEAD)
+    holding = job("a")
+    storage = HeldStorage({"a": lambda: iter([*(ImageFile(name, name, size=20) for name in names), fault])})
+    reader = start(storage, holding)
+    taken = [take(reader)]
+
+    def all_are_taken() -> bool:
+        taken.extend(iter(reader.take, None))
+        return reader.images_ahead() == 0
+
+    wait_for(all_are_taken)
+    assert not holding.abandoned, "a recogniser still has images of it"
+    for image in taken:
+        finish(image)
+    wait_for(lambda: holding.failure is not None)
+    assert holding.failure is not None
+    assert (holding.failure.reason, holding.failure.retryable) == (reason, retryable)
+    assert str(fault) in holding.failure.message
+    assert holding.rows_waiting() == len(taken) == len(names)
+    assert reader.images_ahead() == 0
+
+
+def test_a_fault_of_a_read_is_its_jobs_and_of_no_other(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(500)), "b": images("b.png")})
+    storage.outcomes["00001.png"] = StorageFault("it did not answer")
+    bad, good = job("a"), job("b", 2)
+    reader = start(storage, bad, good)
+    wait_for(lambda: recognise(reader) or bad.failure)
+    assert bad.failure is not None
+    assert (bad.failure.reason, bad.failure.message) == ("storage", "it did not answer")
+    assert len(storage.begun) < 500
+    wait_for(lambda: recognise(reader) or ending(good) is Ending.COMPLETE)
+
+
+def test_images_without_bytes_become_rows_wherever_that_is_found_out(start: Start) -> None:
+    listed = Verdict(ResultStatus.UNREADABLE, "a link")
+    storage = HeldStorage(
+        {"a": lambda: iter([ImageFile("1.png", "", listed), *(ImageFile(f"{n}.png", "", size=9) for n in (2, 3, 4))])}
+    )
+    storage.outcomes["2.png"] = Verdict(ResultStatus.MISSING, "gone")
+    storage.outcomes["4.png"] = Verdict(ResultStatus.TOO_LARGE, "large")
+    holding = job("a")
+    reader = start(storage, holding)
+    image = take(reader)
+    assert image.task.name == "3.png"
+    wait_for(lambda: holding.rows_waiting() == 3)
+    assert {(row.image, row.status) for row in holding.everything_left().rows} == {
+        ("1.png", ResultStatus.UNREADABLE),
+        ("2.png", ResultStatus.MISSING),
+        ("4.png", ResultStatus.TOO_LARGE),
+    }
+    assert ending(holding) is None
+    finish(image)
+    wait_for(lambda: ending(holding) is Ending.COMPLETE)
+    assert holding.image_count == 4
+
+
+HANGING = """
+import sys, threading, time
+import tests.storage
+from job_api.client import Client
+from tests.plugins.holder import LEASE
+from uworker.holding import Holding
+from uworker.reader import Reader
+from uworker.settings import WorkerSettings
+tests.storage.ANSWER_SECONDS = 3600
+storage = tests.storage.HeldStorage({"a": tests.storage.images(*tests.storage.numbered(100))})
+storage.reads_open.clear()
+settings = WorkerSettings(job_api_root="http://service")
+reader = Reader(Client("http://service", token="t"), settings, lambda: None, source_of=storage.source_of)
+reader.start()
+reader.add(Holding(LEASE, "w"))
+while storage.at_once < 16:
+    time.sleep(0.01)
+began = time.monotonic()
+reader.stop()
+print(time.monotonic() - began)
+sys.exit(7)
+"""
+
+
+def test_reads_that_hang_keep_neither_a_stop_nor_the_process_waiting() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 7, ended.stderr
+    assert float(ended.stdout) < 1

@@ -1,0 +1,338 @@
+"""What is listed and read ahead of need: whose image is read next, the room there is, and the order of handing out.
+
+Three kinds of threads meet here under one lock: one for each job that is being listed, those that read, and the main
+thread, which takes images out. Nothing is read or listed in here.
+
+Within a job images are handed out in the order of its listing; where its next one is still on its way, a later job's
+may go before it, but only for the same engine: a change of engines takes half a minute. For the same reason, and so
+that the room cannot be full of images that nobody may take, a job for another engine is not read before its turn.
+"""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from uworker.holding import Holding
+from uworker.images import ImageFile, Source, Verdict
+from uworker.tasks import ImageTask
+
+MAX_IMAGES_AHEAD = 64
+MAX_BYTES_AHEAD = 256_000_000
+# Names of a job that wait to be read: a page of a listing, as storage services cut them, comes while they are.
+MAX_LISTED_AHEAD = 1_000
+# A lease that is lost, or an image that a recogniser has finished, notifies nobody here.
+LOOK_AGAIN_SECONDS = 0.5
+# An image whose size the listing does not tell is taken for so many times the largest of those before it, and for the
+# largest that is read at all until some were seen; the largest fades, or one giant would slow the reading for ever.
+LIKELY_TIMES, FADING = 4, 0.95
+
+
+class Unwanted(Exception):
+    """Nobody wants the job any more, or the worker stops."""
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image whose bytes are in memory, and the job it belongs to."""
+
+    holding: Holding
+    task: ImageTask
+
+
+@dataclass(eq=False)
+class Slot:
+    """The place of an image that is on its way or in memory; `size` is what it takes, or is expected to."""
+
+    size: int
+    image: ReadImage | None = None
+
+
+@dataclass(eq=False)
+class Reading:
+    """What is known of the reading of one job.
+
+    Attributes:
+        count: Images that were listed and had to be read so far.
+        refused: Images that came without bytes, with the reason; their rows are still to be made.
+        is_listed: Whether nothing will be added any more.
+        is_over: Whether nobody waits for its reads any more.
+        fault: What went wrong with a read, if something did.
+    """
+
+    holding: Holding
+    engine_key: tuple[str, str]
+    changed: threading.Condition
+    count: int = 0
+    listed: deque[tuple[Source, ImageFile]] = field(default_factory=deque)
+    slots: deque[Slot] = field(default_factory=deque)
+    refused: deque[tuple[str, Verdict]] = field(default_factory=deque)
+    on_their_way: int = 0
+    is_listed: bool = False
+    is_over: bool = False
+    fault: Exception | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all that was listed is in memory, or was."""
+        return not self.listed and not self.on_their_way and not self.refused
+
+    def expected(self, images_per_job: float) -> float:
+        """Images that are to be handed out, as far as one can tell."""
+        more = 0.0 if self.is_listed else images_per_job - self.count
+        return len(self.slots) + max(len(self.listed), more)
+
+
+@dataclass(frozen=True)
+class Read:
+    """One image to read, to be settled afterwards in any case."""
+
+    reading: Reading
+    slot: Slot
+    source: Source
+    image: ImageFile
+
+
+class Lookahead:
+    """The room of one worker.
+
+    Args:
+        max_image_bytes: larger images are not read by any source.
+    """
+
+    def __init__(self, max_image_bytes: int) -> None:
+        self._max_image_bytes = max_image_bytes
+        self._lock = threading.Lock()
+        self._may_read = threading.Condition(self._lock)
+        self._readings: list[Reading] = []
+        self._images = 0
+        self._bytes = 0
+        self._likely_bytes = float(max_image_bytes)
+        self._peeked: Reading | None = None
+        self._task_ids = itertools.count(1)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Drop everything, and let all threads go."""
+        with self._lock:
+            self._stopped = True
+            for reading in self._readings:
+                reading.listed.clear()
+                reading.slots.clear()
+                reading.changed.notify_all()
+            self._readings.clear()
+            self._peeked = None
+            self._may_read.notify_all()
+
+    def expected(self, images_per_job: float) -> float:
+        """Images in memory, on their way or listed, or expected of jobs of which only few are listed so far."""
+        with self._lock:
+            return sum(r.expected(images_per_job) for r in self._readings if not r.holding.abandoned)
+
+    # --- the threads of the jobs ---
+
+    def begin(self, holding: Holding) -> Reading:
+        """Make a place for a job, behind those that were begun before; `end` it in any case."""
+        with self._lock:
+            reading = Reading(holding, holding.engine_key, threading.Condition(self._lock))
+            self._readings.append(reading)
+            return reading
+
+    def add(self, reading: Reading, source: Source, image: ImageFile) -> None:
+        """Have an image read when its turn comes; waits while enough are listed.
+
+        Raises:
+            Unwanted: as it says; whatever a read of this job has raised is raised here, too.
+        """
+        with self._lock:
+            self.check(reading)
+            reading.listed.append((source, image))
+            self._wake_a_reader()
+            if len(reading.listed) >= MAX_LISTED_AHEAD:
+                self._wait(reading, lambda: len(reading.listed) <= MAX_LISTED_AHEAD // 2 or bool(reading.refused))
+
+    def finish(self, reading: Reading) -> bool:
+        """Wait until all that was listed is read; False where rows of refused images are to be made first.
+
+        Raises:
+            Unwanted: as of `add`.
+        """
+        with self._lock:
+            reading.is_listed = True
+            self._wait(reading, lambda: reading.is_read or bool(reading.refused))
+            return reading.is_read
+
+    def pause(self, reading: Reading) -> None:
+        """Wait a little.
+
+        Raises:
+            Unwanted: as of `add`.
+        """
+        with self._lock:
+            self.check(reading)
+            reading.changed.wait(LOOK_AGAIN_SECONDS)
+
+    def drain(self, reading: Reading) -> bool:
+        """Wait until what was listed is recognised, unless a read has failed: then what is in memory.
+
+        Returns:
+            Whether the job is still wanted.
+        """
+        with self._lock:
+            reading.is_listed = True
+            while reading.listed or reading.slots or reading.holding.has_open:
+                if self._stopped or reading.holding.abandoned:
+                    return False
+                reading.changed.wait(LOOK_AGAIN_SECONDS)
+            return not (self._stopped or reading.holding.abandoned)
+
+    def end(self, reading: Reading) -> None:
+        """No thread waits for this job's reads any more; its place goes when its images are handed out."""
+        with self._lock:
+            reading.is_listed = reading.is_over = True
+            reading.listed.clear()
+            self._drop_unwanted()
+            self._leave(reading)
+
+    def check(self, reading: Reading) -> None:
+        """Go on, or not.
+
+        Raises:
+            Unwanted: as of `add`.
+        """
+        if self._stopped or reading.holding.abandoned:
+            raise Unwanted
+        if reading.fault is not None:
+            raise reading.fault
+
+    def _wait(self, reading: Reading, ready: Callable[[], bool]) -> None:
+        self.check(reading)
+        while not ready():
+            reading.changed.wait(LOOK_AGAIN_SECONDS)
+            self.check(reading)
+
+    # --- the threads that read ---
+
+    def pick(self) -> Read | None:
+        """Wait for an image that may be read; None when the worker stops."""
+        with self._lock:
+            while not self._stopped:
+                if (reading := self._next_to_read()) is not None:
+                    return self._pick_from(reading)
+                self._may_read.wait()
+            return None
+
+    def _pick_from(self, reading: Reading) -> Read:
+        source, image = reading.listed.popleft()
+        slot = Slot(self._likely_size(image))
+        reading.slots.append(slot)
+        reading.on_their_way += 1
+        self._images += 1
+        self._bytes += slot.size
+        if len(reading.listed) == MAX_LISTED_AHEAD // 2:
+            reading.changed.notify_all()
+        # Several may be read after one large image has gone.
+        self._wake_a_reader()
+        return Read(reading, slot, source, image)
+
+    def settle(self, read: Read, outcome: bytes | Verdict | Exception) -> None:
+        """What has come of a read."""
+        with self._lock:
+            if self._stopped:
+                return
+            reading, slot = read.reading, read.slot
+            reading.on_their_way -= 1
+            if isinstance(outcome, bytes) and read.image.size is None:
+                self._likely_bytes = max(LIKELY_TIMES * len(outcome), FADING * self._likely_bytes)
+            if isinstance(outcome, bytes) and not reading.holding.abandoned:
+                task = ImageTask(next(self._task_ids), read.image.name, outcome)
+                slot.image = ReadImage(reading.holding, task)
+                reading.holding.expect(task.task_id)
+                self._bytes += len(outcome) - slot.size
+                slot.size = len(outcome)
+            else:
+                reading.slots.remove(slot)
+                self._free(slot)
+                self._leave(reading)
+            if isinstance(outcome, Verdict):
+                reading.refused.append((read.image.name, outcome))
+            elif isinstance(outcome, Exception) and reading.fault is None:
+                reading.fault = outcome
+                reading.listed.clear()
+            if reading.refused or reading.fault is not None or (reading.is_listed and not reading.on_their_way):
+                reading.changed.notify_all()
+            self._wake_a_reader()
+
+    def _likely_size(self, image: ImageFile) -> int:
+        likely = int(self._likely_bytes) if image.size is None else image.size
+        return min(likely, self._max_image_bytes)
+
+    def _next_to_read(self) -> Reading | None:
+        """The first job that has an image to read, if there is room for it: a later one must not take it away."""
+        for reading in self._in_turn():
+            if reading.listed:
+                size = self._likely_size(reading.listed[0][1])
+                # One image always has room, however large it is.
+                fits = self._images < MAX_IMAGES_AHEAD and self._bytes + size <= MAX_BYTES_AHEAD
+                return reading if fits or not self._images else None
+        return None
+
+    def _wake_a_reader(self) -> None:
+        if self._next_to_read() is not None:
+            self._may_read.notify()
+
+    # --- the main thread ---
+
+    def peek(self) -> ReadImage | None:
+        """The next image, left where it is; it stays the next one as long as it is wanted."""
+        with self._lock:
+            self._drop_unwanted()
+            self._peeked = self._peeked or self._next_to_take()
+            return self._peeked.slots[0].image if self._peeked is not None else None
+
+    def take(self) -> ReadImage | None:
+        """Take out the next image: the one that `peek` has shown, if it has."""
+        with self._lock:
+            if (reading := self._peeked or self._next_to_take()) is None:
+                return None
+            self._peeked = None
+            slot = reading.slots.popleft()
+            self._free(slot)
+            self._leave(reading)
+            if not reading.slots:
+                reading.changed.notify_all()
+            self._wake_a_reader()
+            return slot.image
+
+    def _next_to_take(self) -> Reading | None:
+        return next((r for r in self._in_turn() if r.slots and r.slots[0].image is not None), None)
+
+    def _drop_unwanted(self) -> None:
+        """Forget the images of jobs that nobody wants; what is on its way keeps its room until it has come."""
+        for reading in [r for r in self._readings if r.holding.abandoned]:
+            for slot in [slot for slot in reading.slots if slot.image is not None]:
+                reading.slots.remove(slot)
+                self._free(slot)
+            reading.listed.clear()
+            reading.changed.notify_all()
+            if self._peeked is reading:
+                self._peeked = None
+            self._leave(reading)
+            self._wake_a_reader()
+
+    # --- all of them ---
+
+    def _in_turn(self) -> Iterator[Reading]:
+        """The jobs that may be read and handed out now, in their order."""
+        wanted = [reading for reading in self._readings if not reading.holding.abandoned]
+        return itertools.takewhile(lambda reading: reading.engine_key == wanted[0].engine_key, wanted)
+
+    def _free(self, slot: Slot) -> None:
+        self._images -= 1
+        self._bytes -= slot.size
+
+    def _leave(self, reading: Reading) -> None:
+        if reading.is_over and not reading.slots and reading in self._readings:
+            self._readings.remove(reading)
+            self._wake_a_reader()
