@@ -79,8 +79,8 @@ def list_directories(url: str) -> list[str]:
         location = locate(url)
         if location.kind == "http":
             raise CannotList(
-                f"{url} is a web server, which only workers list; give its directories by --jobs-file FILE, "
-                f"and for a new project --source {url}"
+                f"{url} is a web server, which only workers list; give its directories by --jobs-file FILE, and for a "
+                f"new project --source {url}; a container or bucket is written az://, s3:// or gs://"
             )
         store = open_store(location)
         names = _interruptible(store.directories)

@@ -358,6 +358,22 @@ def started(server: ScriptedServer, *arguments: str) -> "subprocess.Popen[str]":
 # --- the program ---
 
 
+def test_odd_place_is_listed_on_a_terminal(tmp_path: Path) -> None:
+    root = tmp_path / "[R1] [/x]"
+    (root / "a").mkdir(parents=True)
+    terminal, other_end = os.openpty()
+    try:
+        command = [sys.executable, str(SCRIPT), "p", "--list", str(root), "--dry-run"]
+        done = subprocess.run(
+            command, text=True, stdout=subprocess.PIPE, stderr=other_end, check=False, timeout=END_SECONDS
+        )
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "  a")
+        assert b"listing" in os.read(terminal, 10_000)
+    finally:
+        os.close(terminal)
+        os.close(other_end)
+
+
 def test_it_is_executable() -> None:
     assert os.access(SCRIPT, os.X_OK)
     assert SCRIPT.read_text().startswith("#!/usr/bin/env python3\n")

@@ -234,7 +234,7 @@ def test_missing_credential_and_project_are_told_before_anything_is_written(
     [
         ("az://images/results.csv?sig=c2VjcmV0", "credentials belong into the environment"),
         ("https://id:c2VjcmV0@host/results.csv", "credentials belong into the environment"),
-        ("https://host/results.csv", "web server"),
+        ("https://host/results.csv", "takes no results; write a path, or az://"),
         ("ftp://host/results.csv", "not supported"),
         ("s3://images", "names no object"),
         ("s3://images/results.csv/", "names no object"),

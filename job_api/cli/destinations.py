@@ -9,7 +9,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 << 20
 """Rows go to object storage in blocks of this size; an export that is no larger goes in one request."""
+DESTINATIONS = "a path, or az://container/results.csv, s3://bucket/results.csv or gs://bucket/results.csv"
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ def destination(output: str) -> Destination:
     from job_api.stores import BadLocation, StoreError, locate, open_store  # noqa: PLC0415
 
     try:
-        url = locate(output).url
-        if url.startswith("file://"):
-            path = unquote(urlsplit(url).path)
-            return Destination(path, partial(_write_file, Path(path)))
-        name = locate(url).prefix.rpartition("/")[2]
+        location = locate(output)
+        url, name = location.url, location.prefix.rpartition("/")[2]
+        if location.kind == "http":
+            raise typer.BadParameter(f"{url} is a web server, which takes no results; write {DESTINATIONS}")
+        if location.kind == "file":
+            path = Path("/", location.prefix)
+            return Destination(str(path), partial(_write_file, path))
         if output.endswith("/") or not name:
             raise typer.BadParameter(f"{url} names no object; say which, such as {url}/results.csv")
         return Destination(url, partial(_write_object, open_store(url.rpartition("/")[0]), name))
