@@ -40,9 +40,10 @@ PHRASES = (
 NO_CONTAINER = frozenset({"ContainerNotFound", "NoSuchBucket", "ContainerBeingDeleted", "ResourceNotFound"})
 NO_OBJECT = frozenset({"BlobNotFound", "NoSuchKey"})
 ARCHIVED = frozenset({"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"})
-# Answered with 400 where one expects 403.
+# Answered with 400 or 409 where one expects 403.
 WRONG_CREDENTIAL = frozenset(
     {"InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "InvalidAuthenticationInfo", "NoAuthenticationInformation"}
+    | {"PublicAccessNotPermitted"}
 )
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"})
 
@@ -51,12 +52,10 @@ UNNAMEABLE = "cannot be named here: its key has empty, '.' or '..' segments, or 
 WHAT_TO_SET = {
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and one of AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, "
     "AZURE_STORAGE_CONNECTION_STRING, or give the machine an identity that may read and list blobs",
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (temporary ones: AWS_SESSION_TOKEN, too) or AWS_PROFILE, "
-    "or give the machine a role that may list the bucket and read its objects",
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (temporary ones: AWS_SESSION_TOKEN, too) or AWS_PROFILE "
+    "(with SSO after `aws sso login`), or give the machine a role that may list the bucket and read its objects",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a credential file, or give the machine a service account that may "
     "list and read objects",
-    "file": "let this user read and write there",
-    "http": "give this machine access to it",
 }
 
 

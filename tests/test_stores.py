@@ -23,7 +23,7 @@ from job_api.stores import (
     locate,
     open_store,
 )
-from tests.emulators.azurite import Azurite
+from tests.emulators.azurite import WRONG_KEY, Azurite
 from tests.emulators.buckets import Bucket
 from tests.emulators.relay import Answer, Cut, Hang, Relay, Reset
 from tests.emulators.s3 import REGION, S3Server
@@ -264,6 +264,23 @@ def test_a_missing_object_is_told_from_a_missing_container(bucket: Bucket, store
     bucket.emulator._create(bucket.name)
 
 
+def test_where_the_answer_does_not_say_what_is_missing_it_is_found_out(
+    bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
+) -> None:
+    bucket.fill({"x": b"1"})
+    relay = relay_to(bucket.emulator.server)
+    behind = opened(bucket.behind(relay.address), set_environment)
+    relay.plan(Answer(404))
+    with pytest.raises(NotThere) as caught:
+        behind.read("nothing", 10)
+    assert not isinstance(caught.value, ContainerNotThere)
+    bucket.remove()
+    relay.plan(Answer(404))
+    with pytest.raises(ContainerNotThere):
+        behind.read("x", 10)
+    bucket.emulator._create(bucket.name)
+
+
 @pytest.mark.parametrize("bucket_of", ["azure_bucket", "s3_bucket"])
 def test_a_wrong_key_is_denied_with_what_to_set(
     request: pytest.FixtureRequest, bucket_of: str, set_environment: Setter
@@ -301,6 +318,7 @@ def test_a_signature_opens_its_container_and_is_never_shown(
                 "AZURE_STORAGE_ENDPOINT": azurite.endpoint,
                 "AZURE_STORAGE_SAS_TOKEN": "",
                 "AZURE_STORAGE_CONNECTION_STRING": "",
+                "AZURE_STORAGE_ACCOUNT_KEY": "" if variable.endswith("TOKEN") else WRONG_KEY,
             }
             whole = f"BlobEndpoint={azurite.endpoint};SharedAccessSignature={sas}"
             given[variable] = sas if variable.endswith("TOKEN") else whole
@@ -519,10 +537,11 @@ def test_an_account_in_a_url_is_used_and_gets_no_other_accounts_key(set_environm
     secrets = {"ACCOUNT_KEY": "a2V5", "SAS_TOKEN": "sv=1&sig=hunter2", "ENDPOINT": "https://elsewhere.example"}
     for name, value in secrets.items():
         secret = f"AZURE_STORAGE_{name}"
-        set_environment({"AZURE_STORAGE_ACCOUNT_NAME": "other", secret: value})
-        with pytest.raises(Denied, match="mine1") as caught:
-            open_store(url)
-        assert value not in str(caught.value)
+        for account in ("other", ""):
+            set_environment({"AZURE_STORAGE_ACCOUNT_NAME": account, secret: value})
+            with pytest.raises(Denied, match="AZURE_STORAGE_ACCOUNT_NAME=mine1") as caught:
+                open_store(url)
+            assert value not in str(caught.value)
         set_environment({"AZURE_STORAGE_ACCOUNT_NAME": "mine1"})
         open_store(url)
         set_environment({secret: ""})
@@ -609,7 +628,7 @@ def test_a_folder_is_a_store_too(tmp_path: Path) -> None:
     assert keys(store, "nothing") == []
     with pytest.raises(NotThere):
         store.read("nothing", 1)
-    for impossible in ("../x", "a//x", "/etc/passwd"):
+    for impossible in ("../x", "a//x", "/etc/passwd", "a\0b"):
         with pytest.raises(BadKey):
             store.read(impossible, 1)
     with pytest.raises(ContainerNotThere, match="mounted"):
