@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from uworker.images import ImageFile, Verdict
-from uworker.settings import WorkerSettings
 
 ANSWER_SECONDS = 30.0
 
@@ -37,7 +36,7 @@ class HeldStorage:
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def source_of(self, _url: str, _settings: WorkerSettings) -> "HeldStorage":
+    def source_of(self, _url: str) -> "HeldStorage":
         """To be given to a reader."""
         return self
 

@@ -45,6 +45,19 @@ class StorageFault(SourceError):
     reason = "storage"
 
 
+class SourceDenied(SourceError):
+    """The storage does not let this worker in: its credential is at fault, not the job, which is given back."""
+
+    reason = "source-denied"
+
+
+class BadName(SourceError):
+    """There is an object among the images that cannot be named, so the images cannot be counted."""
+
+    reason = "bad-name"
+    retryable = False
+
+
 class SourceNotAllowed(SourceError):
     """This worker must not read there."""
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from job_api.client import Client, ClientError, LeaseLost, NotFound
 from uworker.asking import Asker
 from uworker.holding import Holding
-from uworker.images import Source, SourceError, Verdict
+from uworker.images import Source, SourceDenied, SourceError, Verdict
 from uworker.lookahead import MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, Lookahead
 from uworker.readings import ReadImage, Reading, Unwanted
 from uworker.settings import WorkerSettings
-from uworker.sources import open_source
+from uworker.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Reader:
         settings: say which sources may be read, and how large an image may be.
         on_change: told when an image is ready or a row was added; must be quick.
         may_add: whether there is room for rows; images that are not given to the engine have theirs from here.
-        source_of: opens a project's source.
+        source_of: opens a project's source; left out: as the settings let it.
     """
 
     def __init__(
@@ -58,12 +58,11 @@ class Reader:
         settings: WorkerSettings,
         on_change: Callable[[], None],
         may_add: Callable[[], bool] = lambda: True,
-        source_of: Callable[[str, WorkerSettings], Source] = open_source,
+        source_of: Callable[[str], Source] | None = None,
     ) -> None:
-        self._settings = settings
         self._on_change = on_change
         self._may_add = may_add
-        self._source_of = source_of
+        self._source_of = source_of or Sources(settings).open
         self._asker = Asker(client, self._hear)
         self._ahead = Lookahead(settings.max_image_bytes)
         self._lock = threading.Lock()
@@ -73,6 +72,8 @@ class Reader:
         self._at_once = 0
         self._images_per_job = float(MAX_IMAGES_AHEAD)
         self._stopped = False
+        self.denied: str | None = None
+        """Why the storage does not let this worker in, once it does not: a matter of the worker and of no job."""
 
     def start(self) -> None:
         """Start the threads."""
@@ -170,7 +171,7 @@ class Reader:
     def _list(self, reading: Reading, done: set[str]) -> int:
         """Have all images read that are not done; returns how many there are with those."""
         holding = reading.holding
-        source = self._source_of(holding.lease.source, self._settings)
+        source = self._source_of(holding.lease.source)
         count = 0
         for image in source.list_images(holding.lease.directory):
             count += 1
@@ -197,12 +198,16 @@ class Reader:
         while reading.refused:
             while not self._may_add():
                 self._ahead.pause(reading)
+            self._ahead.check(reading)
             reading.holding.refuse(*reading.refused.popleft())
             self._on_change()
 
     def _give_up(self, holding: Holding, error: Exception) -> None:
         """What becomes of a job that cannot be read: the one place that decides it."""
-        if isinstance(error, SourceError):
+        if isinstance(error, SourceDenied):
+            # The worker ends, and gives the job back.
+            self.denied = str(error)
+        elif isinstance(error, SourceError):
             holding.fail(error.reason, str(error), retryable=error.retryable)
         elif isinstance(error, LeaseLost | NotFound):
             # The heartbeat hears of it too; there is nothing to be done for this job.

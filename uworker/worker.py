@@ -37,7 +37,7 @@ from uworker.weights import WeightsError
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED = 0, 2, 3, 4, 5
+EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED, EXIT_SOURCE = 0, 2, 3, 4, 5, 6
 
 LOOP_SECONDS = 0.25
 # Images for each thread that are to wait for it, read or listed: the next job is claimed when there are fewer than the
@@ -194,6 +194,10 @@ class Worker:
                 doing = self._feed()
             except WeightsError as error:
                 self._stop_for(EXIT_ENGINE, str(error))
+                return
+            if self._reader.denied is not None:
+                # It would be so for every job; the goodbye gives them back, and none is charged.
+                self._stop_for(EXIT_SOURCE, f"the storage does not let this worker in: {self._reader.denied}")
                 return
             reports = self._crew.poll(LOOP_SECONDS)
             if reports is None:

@@ -1,0 +1,178 @@
+"""Directories and objects in the storage that a URL names: the one place that knows obstore.
+
+Keys are plain here, never percent-encoded. All calls block, and may be made from many threads at once; obstore lets go
+of the interpreter while it waits.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import obstore
+
+from job_api.credentials import PATIENCE_SECONDS, CloudStore, connect
+from job_api.faults import (
+    NO_OBJECT,
+    RAISED,
+    UNNAMEABLE,
+    BadKey,
+    BadLocation,
+    ContainerNotThere,
+    Denied,
+    NotThere,
+    StoreError,
+    Unavailable,
+    explain,
+    service_code,
+)
+from job_api.locations import Location, locate
+
+__all__ = [
+    "BadKey",
+    "BadLocation",
+    "ContainerNotThere",
+    "Denied",
+    "Location",
+    "NotThere",
+    "Store",
+    "StoreError",
+    "StoredObject",
+    "Unavailable",
+    "locate",
+    "open_store",
+]
+
+PAGE_OBJECTS = 1_000
+IMPOSSIBLE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object: its key, relative to the location, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(ABC):
+    """What lies at one location. Everything here raises a `StoreError` when it cannot be done."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @abstractmethod
+    def directories(self) -> list[str]:
+        """The names of the directories directly below the location, sorted; what lies in them is not looked at."""
+
+    @abstractmethod
+    def objects(self, directory: str) -> Iterator[StoredObject]:
+        """All objects below a directory at any depth, in the order of their keys, a page at a time.
+
+        A directory that is not there has none; '' is the location itself. Markers of folders are passed over.
+        """
+
+    @abstractmethod
+    def read(self, key: str, max_bytes: int) -> bytes | int:
+        """The bytes of an object, or its size when that is more than `max_bytes`."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
+        """Put an object there, whole or not at all, in place of one that is there."""
+
+
+def open_store(where: str | Location, patience_seconds: float = PATIENCE_SECONDS) -> Store:
+    """Open the storage that a URL names, with the credentials of this process's environment. Asks nothing of it yet.
+
+    Args:
+        where: its URL, or location.
+        patience_seconds: for how long what fails is tried again.
+
+    Raises:
+        BadLocation: the URL makes no sense, or is of a kind that cannot be listed.
+        Denied: a credential is missing or makes no sense.
+    """
+    location = locate(where) if isinstance(where, str) else where
+    if location.kind == "file":
+        from job_api.folders import FolderStore  # noqa: PLC0415  (it is a Store, too)
+
+        return FolderStore(location)
+    if location.kind == "http":
+        raise BadLocation(f"{location} is on a web server, which cannot be listed; use a file, az, s3 or gs URL")
+    return ObjectStore(location, patience_seconds)
+
+
+class ObjectStore(Store):
+    """A container of Azure, or a bucket of S3 or GCS."""
+
+    def __init__(self, location: Location, patience_seconds: float) -> None:
+        super().__init__(location)
+        self._store: CloudStore = connect(location, patience_seconds)
+        self._answered = False
+
+    def directories(self) -> list[str]:
+        """See `Store`."""
+        try:
+            found = obstore.list_with_delimiter(self._store, self.location.prefix or None)
+        except RAISED as error:
+            raise self._explain(error) from None
+        self._answered = True
+        return sorted(self._below(prefix) for prefix in found["common_prefixes"])
+
+    def objects(self, directory: str) -> Iterator[StoredObject]:
+        """See `Store`."""
+        path = self._path(directory)
+        marker: StoredObject | None = None
+        for found in self._list(path, directory):
+            # The library cuts the slash off a marker's key: an empty object with others below it is a folder's.
+            if marker is not None and not found.key.startswith(marker.key + "/"):
+                yield marker
+            marker = found if found.size == 0 else None
+            if marker is None:
+                yield found
+        if marker is not None:
+            yield marker
+
+    def _list(self, path: str, directory: str) -> Iterator[StoredObject]:
+        try:
+            for page in obstore.list(self._store, path or None, chunk_size=PAGE_OBJECTS):
+                self._answered = True
+                for meta in page:
+                    if len(meta["path"]) > len(path):
+                        yield StoredObject(self._below(meta["path"]), meta["size"])
+        except RAISED as error:
+            raise self._explain(error, directory) from None
+
+    def read(self, key: str, max_bytes: int) -> bytes | int:
+        """See `Store`."""
+        try:
+            answer = obstore.get(self._store, self._path(key))
+            size = answer.meta["size"]
+            if size > max_bytes:
+                return size
+            return answer.bytes().to_bytes()
+        except RAISED as error:
+            if isinstance(error, FileNotFoundError) and service_code(error) not in NO_OBJECT:
+                # Whether it is the container that has gone is found by asking for anything in it.
+                next(self._list(self._path(""), ""), None)
+            raise self._explain(error, key, of_object=True) from None
+
+    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
+        """See `Store`."""
+        try:
+            obstore.put(self._store, self._path(key), data)
+        except RAISED as error:
+            raise self._explain(error, key, of_object=True) from None
+
+    def _path(self, key: str) -> str:
+        """The whole key of what lies below the location."""
+        if key and IMPOSSIBLE.search(key):
+            raise BadKey(f"{key!r} {UNNAMEABLE}")
+        return "/".join(part for part in (self.location.prefix, key) if part)
+
+    def _below(self, path: str) -> str:
+        return path[len(self.location.prefix) :].strip("/")
+
+    def _explain(self, error: BaseException, key: str = "", *, of_object: bool = False) -> StoreError:
+        subject = f"{self.location}/{key}" if key else str(self.location)
+        return explain(error, self.location.kind, subject, of_object=of_object, answered=self._answered)
