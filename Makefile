@@ -61,4 +61,4 @@ migration: install ## Draft a migration: MESSAGE="what it does", JOB_API_DATABAS
 	$(BIN)/alembic revision --autogenerate -m "$(MESSAGE)"
 
 clean: ## Remove what was installed and built here
-	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .coverage* demo-output
+	rm -rf .venv .tools tests/emulators/node_modules .mypy_cache .ruff_cache .pytest_cache .coverage* demo-output

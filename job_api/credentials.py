@@ -34,6 +34,14 @@ AZURE_SAS = ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY")
 AZURE_ENDPOINT = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 AWS_ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
+# Where one of these is set, object_store finds the credential itself.
+AWS_OWN = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+
 
 def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> CloudStore:
     """The library's store for the container or bucket of a location; asks nothing of it yet.
@@ -69,9 +77,14 @@ def _forget_empty() -> None:
 
 def _retry(patience_seconds: float) -> "RetryConfig":
     return {
-        "max_retries": 15,
+        # So many that the time decides. Each pause is random, up to `base` times the last one: with 2 they hardly grow.
+        "max_retries": 100,
         "retry_timeout": timedelta(seconds=patience_seconds),
-        "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2},
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=200),
+            "max_backoff": timedelta(seconds=min(10.0, patience_seconds / 2)),
+            "base": 3,
+        },
     }
 
 
@@ -105,14 +118,15 @@ def _azure(location: Location, environ: Mapping[str, str], patience_seconds: flo
         "endpoint": _first(environ, AZURE_ENDPOINT),
         **given,
     }
-    if location.account and account and location.account != account:
+    if location.account and location.account != account:
+        # What stands in a project's source may be somebody else's choice.
         if any(config[name] for name in ("account_key", "sas_key", "endpoint")):
+            whose = f"the account {account}" if account else "an account that it does not name"
             raise Denied(
-                f"{location} is in the account {location.account}, and the environment has the key, the SAS or the "
-                f"endpoint of the account {account}; set those of {location.account}"
+                f"{location} is in the account {location.account}, and the environment has a key, SAS or endpoint of "
+                f"{whose}; set AZURE_STORAGE_ACCOUNT_NAME={location.account} with those of that account"
             )
         config["account_name"] = location.account
-    config["account_name"] = config["account_name"] or location.account
     if not config["account_name"] and _is_on(environ, "AZURE_STORAGE_USE_EMULATOR"):
         config["account_name"] = EMULATOR_ACCOUNT
     if not config["account_name"]:
@@ -166,8 +180,7 @@ def _s3(location: Location, environ: Mapping[str, str], patience_seconds: float)
     endpoint = _first(environ, AWS_ENDPOINT)
     config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     provider = None
-    own = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-    if not _is_on(environ, "AWS_SKIP_SIGNATURE") and not _first(environ, own):
+    if not _is_on(environ, "AWS_SKIP_SIGNATURE") and not _first(environ, AWS_OWN):
         provider = _profile(environ)
     if provider is not None and not _first(environ, ("AWS_REGION", "AWS_DEFAULT_REGION")):
         config |= provider.config
@@ -209,9 +222,8 @@ def _profile(environ: Mapping[str, str]) -> Any:
     try:
         return Boto3CredentialProvider(boto3.Session(profile_name=profile))
     except botocore.exceptions.BotoCoreError as error:
-        raise Denied(
-            f"AWS's files cannot be used: {type(error).__name__}; see AWS_PROFILE and `aws configure`"
-        ) from None
+        # Its text may quote the files.
+        raise Denied(f"AWS's files cannot be used ({type(error).__name__}); see AWS_PROFILE and ~/.aws") from None
     except ValueError:
         if profile:
             raise Denied(f"the AWS profile {profile!r} has no credentials; see `aws configure list`") from None

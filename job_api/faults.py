@@ -40,9 +40,10 @@ PHRASES = (
 NO_CONTAINER = frozenset({"ContainerNotFound", "NoSuchBucket", "ContainerBeingDeleted", "ResourceNotFound"})
 NO_OBJECT = frozenset({"BlobNotFound", "NoSuchKey"})
 ARCHIVED = frozenset({"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"})
-# Answered with 400 where one expects 403.
+# Answered with 400 or 409 where one expects 403.
 WRONG_CREDENTIAL = frozenset(
     {"InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "InvalidAuthenticationInfo", "NoAuthenticationInformation"}
+    | {"PublicAccessNotPermitted"}
 )
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"})
 

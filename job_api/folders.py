@@ -65,7 +65,7 @@ class FolderStore(Store):
             raise _fault(error, path) from None
 
     def _path(self, key: str) -> Path:
-        if key and any(part in ("", ".", "..") for part in key.split("/")):
+        if key and ("\0" in key or any(part in ("", ".", "..") for part in key.split("/"))):
             raise BadKey(f"{key!r} cannot be the name of a file or directory here: it has empty, '.' or '..' parts")
         return self._root / key
 

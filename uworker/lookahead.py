@@ -107,6 +107,7 @@ class Lookahead:
         with self._lock:
             self.check(reading)
             reading.changed.wait(LOOK_AGAIN_SECONDS)
+            self.check(reading)
 
     def drain(self, reading: Reading) -> bool:
         """Wait until what was listed is recognised, unless a read has failed: then what is in memory.

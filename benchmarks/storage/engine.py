@@ -8,7 +8,7 @@ from typing import Any
 from uworker.engines import Pixels, Recognition
 
 NAME = "timed"
-SECONDS_PER_IMAGE = 0.08
+SECONDS_PER_IMAGE = 0.02
 
 
 class TimedEngine:

@@ -23,8 +23,9 @@ CONTAINER = "chemistry-data"
 SOURCE = f"az://{CONTAINER}"
 IMAGES_PER_DIRECTORY = 51
 CLIENT_SECONDS = 900.0
-# One process of a few threads: together they want images faster than they come when asked for one by one.
-THREADS = 4
+# A worker yields threads to other programs, which emulator and relay are here. It never has less than one, which wants
+# images twice as fast as they come when asked for one by one.
+ONE_THREAD = {"UWORKER_PROCESSES": "1", "UWORKER_THREADS_PER_PROCESS": "1"}
 LAST_WORDS_CHARS = 2000
 
 
@@ -168,7 +169,7 @@ def _bytes(pictures: Pictures) -> int:
 def _recognise(content: Content, environment: dict[str, str], source: str | None) -> Outcome:
     """Have a worker do it with the engine that takes a known time; from local disk where no source is given."""
     python_path = f"{content.folder / 'engine'}:{ROOT}"
-    settings = {"UWORKER_PROCESSES": "1", "UWORKER_THREADS_PER_PROCESS": str(THREADS), "PYTHONPATH": python_path}
+    settings = {**ONE_THREAD, "PYTHONPATH": python_path}
     if source is not None:
         settings |= {"UWORKER_SOURCE_ALLOW": source, **environment}
     outcome, _ = worker.recognise(

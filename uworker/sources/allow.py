@@ -41,10 +41,14 @@ class Place:
     authority: tuple[str, int | None]
     segments: tuple[str, ...]
 
+    @property
+    def origin(self) -> tuple[str, tuple[str, int | None]]:
+        """Who is asked."""
+        return self.scheme, self.authority
+
     def holds(self, other: "Place") -> bool:
         """Whether the other is this place, or lies below it."""
-        same = (self.scheme, self.authority) == (other.scheme, other.authority)
-        return same and other.segments[: len(self.segments)] == self.segments
+        return self.origin == other.origin and other.segments[: len(self.segments)] == self.segments
 
 
 def segments_of(path: str) -> tuple[str, ...]:

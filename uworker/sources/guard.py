@@ -6,6 +6,8 @@ so that only those that UWORKER_SOURCE_ALLOW names are reached through one.
 """
 
 import socket
+import ssl
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -26,10 +28,12 @@ class GuardedBackend(httpcore.NetworkBackend):
 
     Args:
         names: whether a host, at a port, may have an address that is not public.
+        answer_seconds: how long an answer may take as a whole.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, answer_seconds: float) -> None:
         self._names = names
+        self._answer_seconds = answer_seconds
         self._plain = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -45,7 +49,8 @@ class GuardedBackend(httpcore.NetworkBackend):
         fault: Exception | None = None
         for address in self._addresses(host, port):
             try:
-                return self._plain.connect_tcp(address, port, timeout, local_address, options)
+                stream = self._plain.connect_tcp(address, port, timeout, local_address, options)
+                return TimedStream(stream, self._answer_seconds)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 fault = fault or error
         raise fault or httpcore.ConnectError(f"{host} has no address")
@@ -68,19 +73,58 @@ class GuardedBackend(httpcore.NetworkBackend):
         return allowed
 
 
+class TimedStream(httpcore.NetworkStream):
+    """A connection on which an answer as a whole may take so long: httpx bounds only the time between two pieces.
+
+    An answer is everything from the last thing that was sent: also headers that trickle in, and interim answers.
+    """
+
+    def __init__(self, stream: httpcore.NetworkStream, answer_seconds: float) -> None:
+        self._stream = stream
+        self._answer_seconds = answer_seconds
+        self._latest = time.monotonic() + answer_seconds
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """See `httpcore.NetworkStream`."""
+        left = self._latest - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout(f"the answer took more than {self._answer_seconds:.0f} s")
+        return self._stream.read(max_bytes, left if timeout is None else min(timeout, left))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """See `httpcore.NetworkStream`."""
+        self._latest = time.monotonic() + self._answer_seconds
+        self._stream.write(buffer, timeout)
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """See `httpcore.NetworkStream`."""
+        return TimedStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._answer_seconds)
+
+    def close(self) -> None:
+        """See `httpcore.NetworkStream`."""
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `httpcore.NetworkStream`."""
+        return self._stream.get_extra_info(info)
+
+
 class GuardedTransport(httpx.BaseTransport):
     """Sends requests, directly or through the proxy that the environment sets for a host.
 
     Args:
         names: whether UWORKER_SOURCE_ALLOW names a host, at a port.
+        answer_seconds: how long an answer may take as a whole, where no proxy watches over it.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, answer_seconds: float) -> None:
         self._names = names
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
         # Certificates as httpx finds them: those of SSL_CERT_FILE or SSL_CERT_DIR, or the ones that came with it.
         tls = httpx.create_ssl_context()
-        self._direct = _Direct(GuardedBackend(names), tls, limits)
+        self._direct = _Direct(GuardedBackend(names, answer_seconds), tls, limits)
         set_here = getproxies()
         self._by_proxy = {
             scheme: httpx.HTTPTransport(proxy=proxy, verify=tls, limits=limits)
@@ -110,7 +154,7 @@ class GuardedTransport(httpx.BaseTransport):
 class _Direct(httpx.HTTPTransport):
     """A transport that connects by a backend of ours; httpx has no parameter for it."""
 
-    def __init__(self, backend: httpcore.NetworkBackend, tls: Any, limits: httpx.Limits) -> None:
+    def __init__(self, backend: httpcore.NetworkBackend, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
         super().__init__(verify=tls, limits=limits)
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls,

@@ -1,0 +1,178 @@
+"""Requests to a web server that a project has named: with a login, again where that may help, and within bounds.
+
+Owns what is retried and for how long, where redirects are followed to, and which errors a job ends with. Knows nothing
+of directories and images.
+"""
+
+import netrc
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import tenacity
+
+from job_api.sending import jitter_seconds, retry_after_seconds, why
+from uworker.images import SourceDenied, SourceNotAllowed, StorageFault
+from uworker.sources.allow import SETTING, Allowance, Place, place_of
+from uworker.sources.guard import GuardedTransport
+
+MAX_REDIRECTS = 5
+TIMEOUT = httpx.Timeout(30, connect=10)
+# Compressed answers are taken apart in pieces of this size, so that none swells beyond its bound unseen.
+INFLATED_BYTES = 256_000
+HEADERS = {"User-Agent": "decimer-jobs", "Accept-Encoding": "identity"}
+
+T = TypeVar("T")
+
+
+class _Transient(Exception):
+    """A failure worth another try."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Fetcher:
+    """The connections to one source's server, and to where it may redirect. May be used by several threads at once.
+
+    Args:
+        url: of the source, admitted already.
+        allowance: where the server may lead to.
+        answer_seconds: how long one answer may take as a whole.
+        patience_seconds: how long a request is tried again.
+
+    Raises:
+        SourceDenied: the file of logins cannot be used.
+    """
+
+    def __init__(self, url: str, allowance: Allowance, answer_seconds: float, patience_seconds: float) -> None:
+        self._url = url
+        self._place = place_of(url)
+        self._allowance = allowance
+        self._patience_seconds = patience_seconds
+        self._login = _login_of(urlsplit(url).hostname or "")
+        self._http = httpx.Client(
+            transport=GuardedTransport(allowance.names, answer_seconds),
+            headers=HEADERS,
+            timeout=TIMEOUT,
+            # None are kept: a server could send new ones for ever.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def fetch(self, url: str, use: Callable[[httpx.Response], T], headers: dict[str, str] | None = None) -> T:
+        """Ask for a URL and make something of the answer; again where that may help.
+
+        Raises:
+            StorageFault: it was of no use, as long as there was patience.
+            SourceError: others that `use` raises, at once.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Transient),
+            wait=_wait_seconds,
+            stop=tenacity.stop_before_delay(self._patience_seconds),
+            reraise=True,
+        )
+        try:
+            result: T = retrying(self._try_once, url, use, headers or {})
+        except _Transient as transient:
+            raise StorageFault(f"{shown(url)} cannot be read: {transient}") from transient.__cause__
+        return result
+
+    def content(self, answer: httpx.Response) -> Iterator[bytes]:
+        """The body in pieces, decompressed where it was compressed unasked."""
+        coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("", "identity", "gzip", "x-gzip"):
+            raise StorageFault(
+                f"the web server sends {shown(str(answer.url))} in the coding {coding[:20]!r}, which was not asked for"
+            )
+        inflate = zlib.decompressobj(wbits=31) if "gzip" in coding else None
+        for data in answer.iter_raw():
+            yield from [data] if inflate is None else _inflated(inflate, data)
+        if inflate is not None and not inflate.eof:
+            raise _Transient("the compressed answer ends too early")
+
+    def _try_once(self, url: str, use: Callable[[httpx.Response], T], headers: dict[str, str]) -> T:
+        try:
+            with self._answer(url, headers) as answer:
+                status = answer.status_code
+                if status in (408, 429) or status >= 500:
+                    raise _Transient(f"HTTP {status}", retry_after_seconds(answer.headers))
+                return use(answer)
+        except httpx.TransportError as error:
+            raise _Transient(why(error)) from error
+
+    @contextmanager
+    def _answer(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """The answer to a request, after redirects to where this worker may read."""
+        place = self._place
+        for _ in range(MAX_REDIRECTS + 1):
+            # The login is for the source's own host.
+            login = self._login if place.origin == self._place.origin else None
+            request = self._http.build_request("GET", url, headers=headers)
+            with closing(self._http.send(request, stream=True, auth=login)) as answer:
+                if answer.next_request is None:
+                    yield answer
+                    return
+                url = str(answer.next_request.url)
+                place = self._judge_redirect(url)
+        raise StorageFault(f"{shown(url)} was redirected to more than {MAX_REDIRECTS} times in a row")
+
+    def _judge_redirect(self, url: str) -> Place:
+        try:
+            place = place_of(url)
+        except ValueError as error:
+            raise SourceNotAllowed(f"the web server redirects to an address that is not followed: {error}") from None
+        if not self._allowance.permits(place):
+            raise SourceNotAllowed(
+                f"the web server redirects to {shown(url)}, where this worker may not read; make that the project's "
+                f"source, or list it in {SETTING} beside {self._url}"
+            )
+        return place
+
+
+def _inflated(inflate: Any, data: bytes) -> Iterator[bytes]:
+    try:
+        while piece := inflate.decompress(data, INFLATED_BYTES):
+            yield piece
+            data = inflate.unconsumed_tail
+    except zlib.error as error:
+        raise _Transient(f"the compressed answer is damaged: {error}") from None
+
+
+def _wait_seconds(state: tenacity.RetryCallState) -> float:
+    """Full jitter, after what the server asked for."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_seconds if isinstance(error, _Transient) else None
+    return (asked or 0) + jitter_seconds(state.attempt_number)
+
+
+def shown(url: str) -> str:
+    """A URL for people: without a query or a login, which may be secrets."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _login_of(host: str) -> httpx.BasicAuth | None:
+    """The login for a host in ~/.netrc, or in the file that NETRC names; its `default` would go to any host."""
+    try:
+        logins = netrc.netrc(os.environ.get("NETRC") or None).hosts
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeError, netrc.NetrcParseError) as error:
+        # What it says of a broken line may be a password.
+        line = f", line {error.lineno}" if isinstance(error, netrc.NetrcParseError) and error.lineno else ""
+        raise SourceDenied(
+            f"the worker's file of logins (~/.netrc) cannot be read{line}: {type(error).__name__}"
+        ) from None
+    found = logins.get(host) if host != "default" else None
+    return httpx.BasicAuth(found[0], found[2]) if found is not None and found[2] else None
