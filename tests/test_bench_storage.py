@@ -28,7 +28,7 @@ def short_path() -> Iterator[Path]:
         yield Path(name)
 
 
-# Azurite is started three times over, a service and a worker twice.
+# Azurite is started three times over, a service and a worker four times.
 @pytest.mark.timeout(600)
 def test_every_figure_is_measured_and_stands_in_the_last_line(short_path: Path) -> None:
     done = subprocess.run(
@@ -50,7 +50,7 @@ def test_every_figure_is_measured_and_stands_in_the_last_line(short_path: Path) 
     # One for each image and one or two for each directory, each of which waited.
     assert 200 < measured["worker"]["requests"] < 220
     assert measured["sdk"]["seconds"] > 0.05 * measured["sdk"]["requests"]
-    assert measured["storage"]["number"] == measured["local"]["number"] >= 60
+    assert measured["storage"]["number"] == measured["local"]["number"] >= 2 * 40
     # What it made for itself is gone.
     assert list(short_path.glob("dj-bench-*")) == []
 

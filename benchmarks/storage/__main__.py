@@ -43,7 +43,7 @@ class Size:
     Args:
         directories: among `blobs`, to be found.
         images: read by the worker's reader; `sdk_images`: by Azure's library, which takes its time.
-        recognised: given to the engine.
+        recognised: given to the engine, in each of four turns.
     """
 
     directories: int
@@ -53,8 +53,8 @@ class Size:
     recognised: int
 
 
-FULL = Size(4_099, 200_000, 5_000, 500, 1_500)
-QUICK = Size(41, 2_000, 200, 40, 60)
+FULL = Size(4_099, 200_000, 5_000, 500, 750)
+QUICK = Size(41, 2_000, 200, 40, 40)
 
 
 def say(line: str) -> None:
