@@ -15,6 +15,7 @@ RAISED = (BaseError, OSError, ValueError)
 REPEATED = "\n\nDebug source"
 STATUS = re.compile(r"status code: (\d{3})\b")
 CODE = re.compile(r"<Code>([A-Za-z0-9]{3,60})</Code>|\"reason\": ?\"([A-Za-z0-9]{3,60})\"")
+BAD_PATH = re.compile(r'Path "(.{1,1024}?)"(?: contained|:)')
 # Requests for a credential, which is had elsewhere than from the store.
 CREDENTIAL = re.compile(
     r"token request|CreateSession|AssumeRole|az account get-access-token|credential provider"
@@ -113,8 +114,9 @@ def explain(
     reason = said or next((phrase for phrase in PHRASES if phrase.lower() in str(error).lower()), type(error).__name__)
     is_missing = status == 404 or isinstance(error, FileNotFoundError)
     is_denied = status in (401, 403) or isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    named = f", {found[1]!r}," if (found := BAD_PATH.search(text)) else ""
     faults: tuple[tuple[bool, StoreError], ...] = (
-        (isinstance(error, InvalidPathError), BadKey(f"{subject} has an object that {UNNAMEABLE}; rename it")),
+        (isinstance(error, InvalidPathError), BadKey(f"{subject} has an object{named} that {UNNAMEABLE}; rename it")),
         (
             # Once there was a credential, what gives it out may be away for a while like anything else.
             bool(CREDENTIAL.search(text.partition(" - ")[0])) and (not answered or 400 <= status < 500),

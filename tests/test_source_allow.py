@@ -140,6 +140,19 @@ def test_a_bound_worker_reads_the_remote_source_that_it_began_with() -> None:
         assert f"UWORKER_SOURCE_ALLOW={other}" in str(caught.value)
 
 
+def test_the_same_holds_for_object_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    sources = Sources(settings(job_api_project="patents"))
+    sources.open("s3://bucket/images")
+    for other in ("s3://bucket", "s3://others/images", "az://bucket/images", "https://images.example/set"):
+        with pytest.raises(SourceNotAllowed, match="began with"):
+            sources.open(other)
+    with pytest.raises(SourceNotAllowed, match="UWORKER_SOURCE_ALLOW=s3://bucket/images"):
+        Sources(settings()).open("s3://bucket/images")
+    with pytest.raises(SourceNotAllowed, match="add s3://others/images"):
+        Sources(settings(source_allow="s3://bucket")).open("s3://others/images")
+
+
 def test_a_worker_that_began_with_a_local_source_reads_no_remote_one_later(tmp_path: Path) -> None:
     sources = Sources(settings(job_api_project="patents"))
     sources.open(str(tmp_path))

@@ -198,6 +198,7 @@ class Reader:
         while reading.refused:
             while not self._may_add():
                 self._ahead.pause(reading)
+            self._ahead.check(reading)
             reading.holding.refuse(*reading.refused.popleft())
             self._on_change()
 

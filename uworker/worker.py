@@ -17,6 +17,7 @@ from typing import Any
 
 from job_api.client import Client, ClientError, Refused, Unreachable
 from job_api.schemas import Lease, MachineLoad, WorkerState
+from uworker.beside import Scribe
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
@@ -25,6 +26,7 @@ from uworker.faults import FaultLog
 from uworker.goodbye import say_goodbye
 from uworker.heart import Heart
 from uworker.holding import Holding
+from uworker.images import SourceError
 from uworker.journal import Journal, SecretFilter
 from uworker.keeper import Keeper
 from uworker.machine import read_machine
@@ -32,6 +34,7 @@ from uworker.poster import Poster
 from uworker.reader import Reader
 from uworker.scaling import plan
 from uworker.settings import WorkerSettings
+from uworker.targets import require_writable
 from uworker.tasks import CannotLoad, EngineReady, Finished
 from uworker.weights import WeightsError
 
@@ -97,7 +100,15 @@ class Worker:
         self._reader = Reader(self._client(60), settings, self._wake, self._may_add)
         poster_client = self._client(POST_RETRY_SECONDS)
         self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
-        self._poster = Poster(poster_client, self._end, self._refuse, keeper=self._keeper, snapshot=settings.snapshot)
+        self._scribe = Scribe(self._client(60), settings, self._wake)
+        self._poster = Poster(
+            poster_client,
+            self._end,
+            self._refuse,
+            keeper=self._keeper,
+            on_stored=self._scribe.add,
+            snapshot=settings.snapshot,
+        )
         self._claimer = Claimer(
             self._client(60),
             self.worker_id,
@@ -143,7 +154,7 @@ class Worker:
                 if heartbeat_seconds is not None:
                     logging.getLogger().addHandler(self._journal)
                     self._keeper.prepare()
-                    for thread in (self._journal, self._reader, self._poster, self._claimer):
+                    for thread in (self._journal, self._reader, self._poster, self._scribe, self._claimer):
                         thread.start()
                     self._heart.start(heartbeat_seconds)
                     self._eviction.start()
@@ -275,6 +286,7 @@ class Worker:
         if self._poster.has_rows and self._exit_code != EXIT_REFUSED:
             log.info("posting the last results")
             self._poster.flush(FLUSH_SECONDS)
+        self._scribe.stop()
         self._poster.stop()
         # Ends all waiting and retrying in the other threads.
         self._leave.set()
@@ -333,7 +345,12 @@ class Worker:
             self._holdings.append(holding)
         log.debug("%s: %s", holding, lease.directory, extra=holding.log_context)
         self._poster.add(holding)
-        self._reader.add(holding)
+        try:
+            require_writable(lease, self._settings)
+        except SourceError as error:
+            holding.fail(error.reason, str(error), retryable=error.retryable)
+        else:
+            self._reader.add(holding)
 
     def _end(self, holding: Holding) -> None:
         # First: once nothing is held, what was known of the queue before decides whether the worker ends.
