@@ -9,7 +9,7 @@ from job_api import results, selection
 from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
 from job_api.db import Connection
 from job_api.errors import InvalidRequest, NotFound, ProjectBusy
-from job_api.locations import SCHEMES
+from job_api.locations import SCHEMES, BadLocation, locate
 from job_api.models import COUNTER_SLOTS
 from job_api.name_patterns import NamePattern
 from job_api.notices import announce
@@ -122,9 +122,15 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
     """Create a project, or change the settings that are given.
 
     Raises:
-        InvalidRequest: the project is new and no source is given, its images' pattern makes no sense, or its results
-            are to be written to where nothing can be written. What was changed is to be rolled back.
+        InvalidRequest: the project is new and no source is given, the source is no URL that workers know or has a
+            credential in it, the images' pattern makes no sense, or results are to be written to where nothing can be
+            written. What was changed is to be rolled back.
     """
+    if settings.source is not None:
+        try:
+            locate(settings.source)
+        except BadLocation as error:
+            raise InvalidRequest(f"source: {error}") from None
     if settings.image_name_pattern:
         try:
             NamePattern(settings.image_name_pattern)
