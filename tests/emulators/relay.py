@@ -169,6 +169,7 @@ class Relay:
     """The most requests that had no answer yet at one moment."""
     _waiting: int = 0
     _planned: list[_Planned] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None] | None] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, fault: Fault, *, times: int = 1, matching: str = "", after: int = 0) -> None:
@@ -214,6 +215,9 @@ class Relay:
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         connection = _Connection(self, reader, writer)
+        # Nothing else keeps one that hangs when its client has left, and asyncio complains of what is swept away.
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             while await connection.pass_on():
                 pass
@@ -222,6 +226,7 @@ class Relay:
         except asyncio.CancelledError:
             pass  # the relay ends
         finally:
+            self._tasks.discard(task)
             connection.close()
 
     @contextmanager
