@@ -5,6 +5,7 @@ Nothing of it is kept, logged or sent anywhere but to the store. Most is object_
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from job_api.faults import RAISED, WHAT_TO_SET, BadLocation, Denied
-from job_api.locations import Location
+from job_api.locations import CONTROL, Location
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -32,6 +33,7 @@ AZURE_ACCOUNT = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
 AZURE_KEY = ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY", "AZURE_STORAGE_KEY")
 AZURE_SAS = ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY")
 AZURE_ENDPOINT = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+ADDRESS = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?", re.IGNORECASE)
 AWS_ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 # Where one of these is set, object_store finds the credential itself.
@@ -55,6 +57,7 @@ def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> C
         BadLocation: a location of another kind.
     """
     _forget_empty()
+    _require_plain(os.environ)
     try:
         match location.kind:
             case "az":
@@ -73,6 +76,28 @@ def _forget_empty() -> None:
     """Unset what is set to nothing, as by a compose file; the clouds' own tools take it for unset, object_store not."""
     for name in [name for name, value in os.environ.items() if name.startswith(CLOUDS) and not value]:
         del os.environ[name]
+
+
+def _require_plain(environ: Mapping[str, str]) -> None:
+    """Refuse what cannot go into a request, such as the line end of a file that a key was read from.
+
+    object_store panics over it, and a panic is no `Exception` in Python.
+    """
+    for name, value in environ.items():
+        if name.startswith(("AWS_", "AZURE_")) and CONTROL.search(value):
+            raise Denied(f"{name} has a line end or another control character in it; set it without")
+
+
+def _endpoint(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    """The address that the first of these variables has."""
+    name = next((name for name in names if environ.get(name)), None)
+    return _address(name, environ[name]) if name else None
+
+
+def _address(name: str, value: str) -> str:
+    if not ADDRESS.fullmatch(value):
+        raise Denied(f"{name} is no address; it must begin with http:// or https://, such as https://host:9000")
+    return value
 
 
 def _retry(patience_seconds: float) -> "RetryConfig":
@@ -115,7 +140,7 @@ def _azure(location: Location, environ: Mapping[str, str], patience_seconds: flo
         "account_name": account,
         "account_key": _first(environ, AZURE_KEY),
         "sas_key": _first(environ, AZURE_SAS),
-        "endpoint": _first(environ, AZURE_ENDPOINT),
+        "endpoint": _endpoint(environ, AZURE_ENDPOINT),
         **given,
     }
     if location.account and location.account != account:
@@ -164,6 +189,8 @@ def _connection_string(text: str) -> dict[str, str]:
         "sas_key": fields.get("sharedaccesssignature", ""),
         "endpoint": fields.get("blobendpoint", "").rstrip("/"),
     }
+    if found["endpoint"]:
+        _address("BlobEndpoint in AZURE_STORAGE_CONNECTION_STRING", found["endpoint"])
     if not found["account_name"]:
         # With a SAS the account stands in the endpoint alone.
         host = found["endpoint"].partition("://")[2].partition("/")[0]
@@ -177,7 +204,7 @@ def _connection_string(text: str) -> dict[str, str]:
 
 
 def _s3(location: Location, environ: Mapping[str, str], patience_seconds: float) -> S3Store:
-    endpoint = _first(environ, AWS_ENDPOINT)
+    endpoint = _endpoint(environ, AWS_ENDPOINT)
     config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     provider = None
     if not _is_on(environ, "AWS_SKIP_SIGNATURE") and not _first(environ, AWS_OWN):
@@ -234,7 +261,7 @@ def _google(location: Location, environ: Mapping[str, str], patience_seconds: fl
     emulator = environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
-    endpoint = emulator or environ.get("GOOGLE_BASE_URL")
+    endpoint = _address("STORAGE_EMULATOR_HOST", emulator) if emulator else _endpoint(environ, ("GOOGLE_BASE_URL",))
     config: dict[str, Any] = {}
     if endpoint:
         config["base_url"] = endpoint

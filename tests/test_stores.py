@@ -547,6 +547,25 @@ def test_an_account_in_a_url_is_used_and_gets_no_other_accounts_key(set_environm
         set_environment({secret: ""})
 
 
+@pytest.mark.parametrize(
+    ("url", "name", "value"),
+    [
+        ("s3://bucket", "AWS_ENDPOINT_URL_S3", "127.0.0.1:9000"),
+        ("s3://bucket", "AWS_ACCESS_KEY_ID", "read from a file\n"),
+        ("az://container", "AZURE_STORAGE_ENDPOINT", "127.0.0.1:10000/account"),
+        ("az://container", "AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;BlobEndpoint=127.0.0.1:10000/a"),
+        ("gs://bucket", "GOOGLE_BASE_URL", "127.0.0.1"),
+    ],
+)
+def test_what_the_library_would_panic_over_is_refused_by_the_name_of_its_variable(
+    url: str, name: str, value: str, set_environment: Setter
+) -> None:
+    set_environment({"AWS_SECRET_ACCESS_KEY": "x", "AZURE_STORAGE_ACCOUNT_NAME": "account", name: value})
+    with pytest.raises(Denied, match=name) as caught:
+        open_store(url)
+    assert value not in str(caught.value)
+
+
 def test_s3_is_opened_with_its_own_variables(set_environment: Setter) -> None:
     set_environment({"AWS_ACCESS_KEY_ID": "id"})
     with pytest.raises(Denied, match="AWS_SECRET_ACCESS_KEY"):

@@ -109,6 +109,15 @@ class Worker:
             on_stored=self._scribe.add,
             snapshot=settings.snapshot,
         )
+        self._heart = Heart(
+            self._client(5, timeout_seconds=10),
+            self.worker_id,
+            holdings=self._held,
+            load=self._load,
+            claiming=lambda: self._claimer.claiming,
+            on_lost=self._lose,
+            on_refusal=self._refuse,
+        )
         self._claimer = Claimer(
             self._client(60),
             self.worker_id,
@@ -117,15 +126,7 @@ class Worker:
             once=once,
             wanted=self._jobs_wanted,
             on_lease=self._take,
-            on_refusal=self._refuse,
-        )
-        self._heart = Heart(
-            self._client(5, timeout_seconds=10),
-            self.worker_id,
-            holdings=self._held,
-            load=self._load,
-            claiming=lambda: self._claimer.claiming,
-            on_lost=self._lose,
+            on_stopped=self._heart.beat_now,
             on_refusal=self._refuse,
         )
 

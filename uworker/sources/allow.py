@@ -152,8 +152,8 @@ class Allowance:
             said = f"is not the one that this worker began with; start it anew, or set {SETTING}={url} on it"
         else:
             said = (
-                "is remote, and this worker is not bound to one project: it reads such sources only where it is told "
-                f"to; set {SETTING}={url} on it, or UWORKER_JOB_API_PROJECT"
+                "is remote, and UWORKER_JOB_API_PROJECT is not set: a worker of no project in particular reads such "
+                f"sources only where it is told to; set that, or {SETTING}={url}, on it"
             )
         raise SourceNotAllowed(f"the project's source {url} {said}")
 
