@@ -152,7 +152,7 @@ def give_up(why: str, tally: Tally | None) -> None:
 
 
 def written(jobs_file: str, stack: ExitStack) -> Rows:
-    """The rows of a file. What cannot be read twice (a pipe) is copied to a temporary file first."""
+    """The rows of a file, and a note on its comments. What cannot be read twice (a pipe) is copied to a file first."""
     try:
         file: BinaryIO = sys.stdin.buffer if jobs_file == "-" else Path(jobs_file).open("rb")  # noqa: SIM115 - the stack
         stack.callback(file.close)
@@ -163,6 +163,11 @@ def written(jobs_file: str, stack: ExitStack) -> Rows:
     except OSError as error:
         raise BadInput(f"cannot read {jobs_file}: {error.strerror}") from None
     place = "standard input" if jobs_file == "-" else jobs_file
+    file.seek(0)
+    if comments := sum(line.startswith(b"# ") for line in file):
+        # A directory may be called so, too.
+        note = f"note: rows that begin with '# ' are comments, here {comments}; write './# name' for a name"
+        typer.echo(note, err=True)
 
     def rows() -> Iterator[tuple[str, str]]:
         file.seek(0)

@@ -92,7 +92,7 @@ def test_rows_lose_their_line_end_only(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert fake.directories == ["Name (Author 1999)/output", "  two  ", "# no comment", "#1", "b/c", "é\rx"]
     assert result.stdout == "6 directories: 6 added, 0 already present\n"
-    assert result.stderr == ""
+    assert result.stderr == "note: rows that begin with '# ' are comments, here 1; write './# name' for a name\n"
 
 
 def test_standard_input_is_read() -> None:
@@ -193,7 +193,8 @@ def test_bad_rows_are_named_with_their_lines(tmp_path: Path) -> None:
     rows = [b"good", b"# ../comment", b"a/../b", b"/abs", b"nul\0here", b"caf\xe9", b"..", b"./", long, b"\x1b[31m/.."]
     path = rows_file(tmp_path, b"\n".join(rows))
     said = refused("--jobs-file", path).splitlines()
-    assert said[1:] == [
+    assert said[0].startswith("note: ")
+    assert said[2:] == [
         f"  {path}, line 3: 'a/../b' holds '..'",
         f"  {path}, line 4: '/abs' is absolute; give it relative to the project's source",
         f"  {path}, line 5: 'nul\ufffdhere' holds a NUL character",
