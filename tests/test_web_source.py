@@ -276,8 +276,29 @@ def test_a_directory_without_images_is_no_fault_of_the_storage(tmp_path: Path, d
 
 
 def test_a_folder_that_goes_while_it_is_listed_costs_its_neighbours_nothing() -> None:
-    with serving({"/set/job/": index("gone/", "z.png")}) as (_, source):
+    with serving({"/set/": index("job/"), "/set/job/": index("gone/", "z.png")}) as (_, source):
         assert names(source) == ["z.png"]
+
+
+AWAY = [page("not here", 404), page("gone", 410), index()]
+
+
+@pytest.mark.parametrize("root", AWAY, ids=["404", "410", "empty"])
+def test_a_source_that_is_away_as_a_whole_costs_its_jobs_nothing(root: Answer) -> None:
+    tree = {"/set/": root, "/set/job/": index("gone/", "z.png")}
+    with serving(tree) as (server, source):
+        for directory in ("elsewhere", "job"):
+            assert f"{server.url}/set" in fault(source, StorageFault, directory)
+        with pytest.raises(StorageFault):
+            source.read(ImageFile("a.png", server.url + "/set/elsewhere/a.png"))
+
+
+@pytest.mark.parametrize("root", [page("no", 403), page("Welcome"), redirect("http://other.example/"), index("job/")])
+def test_a_source_that_shows_no_index_of_its_own_is_there(root: Answer) -> None:
+    with serving({"/set/": root}) as (server, source):
+        fault(source, NoImages)
+        assert verdict(source, server).status is ResultStatus.MISSING
+        assert server.paths.count("/set/") == 2, "asked once for each"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ class IndexPage:
         self._text: list[str] = []
         self._piece = bytearray()
 
+    @property
+    def has_entries(self) -> bool:
+        """Whether anything was found so far; it may be in what is not looked at yet."""
+        return bool(self._links.found)
+
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the page.
 

@@ -19,6 +19,7 @@ from uworker.images import (
     ImageFile,
     NoImages,
     SourceDenied,
+    SourceNotAllowed,
     StorageFault,
     Verdict,
     storable,
@@ -29,6 +30,9 @@ from uworker.sources.fetching import Fetcher, shown
 from uworker.sources.indexes import Entry, IndexPage, NoIndex
 
 INDEX_HEADERS = {"Accept": "text/html, application/json;q=0.9, */*;q=0.1"}
+
+# Of a page that is only to show whether it is an index that lists anything.
+GLANCE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class WebSource:
                     url, lambda answer: self._read_index(answer, directory), INDEX_HEADERS
                 )
             except NoImages:
+                self._require_root()
                 if path == "":
                     raise
                 continue  # it has gone since its parent was listed
@@ -115,10 +120,9 @@ class WebSource:
     def _read_index(self, answer: httpx.Response, directory: str) -> tuple[str, list[Entry]]:
         """What an index lists, and the URL that its names are below."""
         self._requireshown(answer, directory)
-        base = str(answer.url.copy_with(query=None, fragment=None)).rstrip("/") + "/"
-        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        base = _base_of(answer)
         try:
-            entries = self._entries(IndexPage(base, media_type), answer)
+            entries = self._entries(_index_page(answer), answer)
         except NoIndex as error:
             raise NoIndex(
                 f"what the server shows at {shown(base)} is no index of files ({error}); let it show directory "
@@ -126,6 +130,37 @@ class WebSource:
             ) from None
         self._was_let_in = True
         return base, entries
+
+    def _require_root(self) -> None:
+        """Tell a source that is away, which must not cost its jobs, from a directory or file that is not there."""
+        status, has_entries = self._look_at_root()
+        if status in (404, 410) or has_entries is False:
+            raise StorageFault(
+                f"the web server shows nothing at {shown(self._root)}/, the source's root (HTTP {status}): is what it "
+                "serves mounted?"
+            )
+
+    def _look_at_root(self) -> tuple[int, bool | None]:
+        """How the server answers for the source's root, and whether its index lists anything; None: it shows none."""
+        try:
+            return self._server.fetch(self._root + "/", self._glance, INDEX_HEADERS)
+        except SourceNotAllowed:
+            # It leads elsewhere.
+            return 302, None
+
+    def _glance(self, answer: httpx.Response) -> tuple[int, bool | None]:
+        if answer.status_code != 200:
+            return answer.status_code, None
+        try:
+            page, size = _index_page(answer), 0
+            for data in self._server.content(answer):
+                size += len(data)
+                page.feed(data)
+                if page.has_entries or size > GLANCE_BYTES:
+                    return 200, page.has_entries or None
+            return 200, bool(page.entries())
+        except NoIndex:
+            return 200, None
 
     def _entries(self, page: IndexPage, answer: httpx.Response) -> list[Entry]:
         size = 0
@@ -163,6 +198,7 @@ class WebSource:
         try:
             self._server.fetch(folder, lambda answer: self._requireshown(answer, folder), INDEX_HEADERS)
         except NoImages:
+            self._require_root()
             return Verdict(ResultStatus.MISSING, "the file was listed and is gone, and so is its directory")
         if status in (404, 410):
             return Verdict(ResultStatus.MISSING, f"the file was listed and is gone (HTTP {status})")
@@ -186,6 +222,15 @@ class WebSource:
 
     def _too_large(self, said: str) -> Verdict:
         return Verdict(ResultStatus.TOO_LARGE, f"the file {said}; at most {self._max_image_bytes} are read")
+
+
+def _base_of(answer: httpx.Response) -> str:
+    """The URL that the names in an index are below."""
+    return str(answer.url.copy_with(query=None, fragment=None)).rstrip("/") + "/"
+
+
+def _index_page(answer: httpx.Response) -> IndexPage:
+    return IndexPage(_base_of(answer), answer.headers.get("Content-Type", "").partition(";")[0].strip().lower())
 
 
 def _quoted(segment: str) -> str:
