@@ -26,6 +26,7 @@ from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.webserver import HTML, Answer, Exchange, WebServer, image, index, page, redirect
 from uworker.images import (
+    DirectoryDenied,
     ImageFile,
     NoImages,
     SourceDenied,
@@ -334,18 +335,46 @@ def test_a_server_that_does_not_let_the_worker_in_is_the_workers_matter(status: 
             source.read(ImageFile("a.png", server.url + "/set/job/a.png"))
 
 
-@pytest.mark.parametrize("status", [400, 403, 414])
-def test_one_folder_or_file_that_is_refused_does_not_stop_the_worker(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 414])
+def test_one_file_that_is_refused_is_a_row_and_stops_nobody(status: int) -> None:
     tree = {
         "/set/job/": index("a.png", "b.png"),
         "/set/job/a.png": page("no", status),
         "/set/job/b.png": image(b"b"),
-        "/set/closed/": page("no", 403),
     }
     with serving(tree) as (server, source):
-        assert names(source) == ["a.png", "b.png"]
+        _refused, readable = source.list_images("job")
+        assert source.read(readable) == b"b"
         assert verdict(source, server).status is ResultStatus.UNREADABLE
-        fault(source, StorageFault, "closed")
+
+
+def test_files_that_all_ask_for_a_login_below_an_open_index_are_no_results() -> None:
+    with serving({"/set/job/": index("a.png"), "/set/job/a.png": page("who?", 401)}) as (_, source):
+        [found] = source.list_images("job")
+        with pytest.raises(DirectoryDenied, match=r"\.netrc"):
+            source.read(found)
+
+
+CLOSED = "/set/closed/a.png"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_one_directory_that_is_refused_stops_no_worker_that_was_let_in(status: int) -> None:
+    for let_in in ("/set/", "/set/job/", "/set/job/a.png"):
+        tree = {let_in: image(b"a") if let_in.endswith("png") else index("a.png")}
+
+        def answer(exchange: Exchange, tree: dict[str, Answer] = tree) -> None:
+            tree.get(exchange.path, page("no", status))(exchange)
+
+        with serving(answer) as (server, source):
+            if let_in == "/set/job/":
+                names(source)
+            elif let_in.endswith("png"):
+                source.read(ImageFile("a.png", server.url + let_in))
+            assert "'closed'" in fault(source, DirectoryDenied, "closed")
+            with pytest.raises(DirectoryDenied, match=f"{server.url}/set/closed"):
+                source.read(ImageFile("a.png", server.url + CLOSED))
+            assert (DirectoryDenied.reason, DirectoryDenied.retryable) == ("directory-denied", True)
 
 
 def write_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:

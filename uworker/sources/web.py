@@ -6,9 +6,10 @@ matter, and what its pages list that of indexes.py.
 """
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from typing import TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
@@ -16,6 +17,7 @@ from job_api.schemas import ResultStatus
 from uworker.images import (
     IGNORED_DIRECTORIES,
     IMAGE_ENDINGS,
+    DirectoryDenied,
     ImageFile,
     NoImages,
     SourceDenied,
@@ -33,6 +35,13 @@ INDEX_HEADERS = {"Accept": "text/html, application/json;q=0.9, */*;q=0.1"}
 
 # Of a page that is only to show whether it is an index that lists anything.
 GLANCE_BYTES = 1_000_000
+
+
+T = TypeVar("T")
+
+
+class _Refused(Exception):
+    """A folder is not shown to this worker; says which, and by which status."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,9 @@ class WebSource:
         self._max_image_bytes = max_image_bytes
         self._bounds = bounds or Bounds()
         self._server = Fetcher(self._root, allowance, self._bounds.answer_seconds, self._bounds.patience_seconds)
-        # Whoever has shown one directory knows this worker.
+        # Whoever has shown one directory or file knows this worker.
         self._was_let_in = False
+        self._has_read = False
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,11 +112,8 @@ class WebSource:
                     f"or more than {self._bounds.pages} of them; a link may lead round in circles"
                 )
             try:
-                base, entries = self._server.fetch(
-                    url, lambda answer: self._read_index(answer, directory), INDEX_HEADERS
-                )
+                base, entries = self._ask_for_folder(url, lambda answer: self._read_index(answer, directory), directory)
             except NoImages:
-                self._require_root()
                 if path == "":
                     raise
                 continue  # it has gone since its parent was listed
@@ -119,7 +126,7 @@ class WebSource:
 
     def _read_index(self, answer: httpx.Response, directory: str) -> tuple[str, list[Entry]]:
         """What an index lists, and the URL that its names are below."""
-        self._requireshown(answer, directory)
+        self._require_shown(answer, directory)
         base = _base_of(answer)
         try:
             entries = self._entries(_index_page(answer), answer)
@@ -130,6 +137,24 @@ class WebSource:
             ) from None
         self._was_let_in = True
         return base, entries
+
+    def _ask_for_folder(self, url: str, use: Callable[[httpx.Response], T], directory: str) -> T:
+        """Ask for a folder; where it is refused or not there, tell its own matter from that of the whole source."""
+        try:
+            return self._server.fetch(url, use, INDEX_HEADERS)
+        except NoImages:
+            self._require_root()
+            raise
+        except _Refused as refused:
+            if not self._was_let_in and self._look_at_root()[1] is None:
+                raise SourceDenied(
+                    f"the web server does not let this worker see {refused}: put a login for its host into the "
+                    "worker's ~/.netrc, or let the server show directory indexes"
+                ) from None
+            raise DirectoryDenied(
+                f"the web server lets this worker in, but not into the directory {directory!r} ({refused}): permit it "
+                "there, or let the server show an index of it"
+            ) from None
 
     def _require_root(self) -> None:
         """Tell a source that is away, which must not cost its jobs, from a directory or file that is not there."""
@@ -171,20 +196,17 @@ class WebSource:
             page.feed(data)
         return page.entries()
 
-    def _requireshown(self, answer: httpx.Response, directory: str) -> None:
+    def _require_shown(self, answer: httpx.Response, directory: str) -> None:
         status = answer.status_code
         if status in (404, 410):
             raise NoImages(
                 f"there is no directory {directory!r} under {self._root}, or the server shows no index of it "
                 f"(HTTP {status})"
             )
-        if status == 401 or (status == 403 and not self._was_let_in):
-            raise SourceDenied(
-                f"the web server does not let this worker see {shown(str(answer.url))} (HTTP {status}): put a login "
-                "for its host into the worker's ~/.netrc, or let the server show directory indexes"
-            )
+        if status in (401, 403):
+            raise _Refused(f"{shown(str(answer.url))} (HTTP {status})")
         if status != 200:
-            raise StorageFault(f"the web server answers HTTP {status} for {shown(str(answer.url))}")
+            raise StorageFault(_said(answer))
 
     def read(self, image: ImageFile) -> bytes | Verdict:
         """The bytes of an image. See `Source`."""
@@ -195,21 +217,28 @@ class WebSource:
             return data
         # The file's fault, as long as the server goes on showing the directory.
         folder = image.key.rpartition("/")[0] + "/"
+        directory = unquote(folder.removeprefix(self._root).strip("/"))
         try:
-            self._server.fetch(folder, lambda answer: self._requireshown(answer, folder), INDEX_HEADERS)
+            self._ask_for_folder(folder, lambda answer: self._require_shown(answer, directory), directory)
         except NoImages:
-            self._require_root()
             return Verdict(ResultStatus.MISSING, "the file was listed and is gone, and so is its directory")
         if status in (404, 410):
             return Verdict(ResultStatus.MISSING, f"the file was listed and is gone (HTTP {status})")
+        if status == 401 and not self._has_read:
+            # An open index of files that all want a login: none of them is at fault.
+            raise DirectoryDenied(
+                f"the web server shows the directory {directory!r} and wants a login for its files (HTTP 401): put "
+                "one for its host into the worker's ~/.netrc"
+            )
         return Verdict(ResultStatus.UNREADABLE, f"the web server refuses this file (HTTP {status})")
 
     def _read_image(self, answer: httpx.Response) -> tuple[int, bytes | Verdict | None]:
         # What of these is worth another try never comes here.
-        if 400 <= answer.status_code < 500 and answer.status_code not in (401, 407):
+        if 400 <= answer.status_code < 500 and answer.status_code != 407:
             return answer.status_code, None
         if answer.status_code != 200:
-            self._requireshown(answer, "")
+            raise StorageFault(_said(answer))
+        self._was_let_in = self._has_read = True
         declared = answer.headers.get("Content-Length", "")
         if declared.isdecimal() and int(declared) > self._max_image_bytes:
             return 200, self._too_large(f"has {declared} bytes")
@@ -222,6 +251,10 @@ class WebSource:
 
     def _too_large(self, said: str) -> Verdict:
         return Verdict(ResultStatus.TOO_LARGE, f"the file {said}; at most {self._max_image_bytes} are read")
+
+
+def _said(answer: httpx.Response) -> str:
+    return f"the web server answers HTTP {answer.status_code} for {shown(str(answer.url))}"
 
 
 def _base_of(answer: httpx.Response) -> str:
