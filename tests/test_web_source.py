@@ -1,5 +1,6 @@
 """Images on web servers: what is listed and read, and what becomes of servers that fail or mean harm."""
 
+import gc
 import gzip
 import os
 import socket
@@ -36,9 +37,10 @@ from uworker.images import (
     Verdict,
 )
 from uworker.sources.allow import Allowance
+from uworker.sources.folders import LARGE_BYTES, Bounds
 from uworker.sources.indexes import NoIndex
 from uworker.sources.local import LocalSource
-from uworker.sources.web import Bounds, WebSource
+from uworker.sources.web import WebSource
 
 MAX_BYTES = 1_000_000
 QUICK = Bounds(patience_seconds=0.5)
@@ -582,11 +584,79 @@ def test_folders_without_number_are_given_up() -> None:
         assert len(server.seen) == 20
 
 
+def item(number: int, media_type: str) -> str:
+    return f'<a href="{number}.png">x</a>\n' if media_type == HTML else f'{{"name":"{number}.png"}},'
+
+
 def test_an_index_without_end_is_given_up() -> None:
     sent: list[int] = []
-    line = b'<a href="x%d.png">x</a>\n' % 1 * 500
-    with serving({"/set/job/": endless(line, HTML, sent)}, bounds=Bounds(page_bytes=1_000_000)) as (_, source):
-        assert "1000000 bytes" in fault(source, NoIndex)
+    piece = ((item(1, HTML) + " " * 1000) * 50).encode()
+    with serving({"/set/job/": endless(piece, HTML, sent)}, bounds=Bounds(index_bytes=6_000_000)) as (_, source):
+        assert "6000000 bytes" in fault(source, NoIndex)
+        assert sum(sent) > LARGE_BYTES
+
+
+@pytest.mark.parametrize("media_type", [HTML, "application/json"])
+@pytest.mark.parametrize("bounds", [Bounds(entries=1000), Bounds(index_bytes=30_000)])
+def test_more_is_given_up_than_may_be_held_of_a_page_or_of_many(media_type: str, bounds: Bounds) -> None:
+    def answer(exchange: Exchange) -> None:
+        first, last = {"/set/one/": (0, 1001), "/set/fits/": (0, 999)}.get(exchange.path, (0, 400))
+        items = [item(n, media_type).rstrip(",") for n in range(first, last)]
+        if exchange.path == "/set/many/":
+            items = [item(n, media_type).replace(".png", "/").rstrip(",") for n in range(3)]
+            if media_type != HTML:
+                items = [f'{{"name":"{n}","type":"directory"}}' for n in range(3)]
+        body = "".join(items) if media_type == HTML else f"[{','.join(items)}]"
+        exchange.reply(body.encode() + b" " * 5000, Content_Type=media_type)
+
+    with serving(answer, bounds=bounds) as (_, source):
+        assert len(names(source, "fits")) == 999
+        for directory in ("one", "many") if bounds.entries == 1000 else ("many",):
+            said = fault(source, NoIndex, directory)
+            assert "make a job of each folder" in said
+            assert "let it show directory indexes" not in said
+
+
+@pytest.mark.parametrize("media_type", [HTML, "application/json"])
+def test_of_a_large_index_nothing_but_the_names_of_images_is_held(media_type: str) -> None:
+    count = 20_000
+    padding = " " * 250
+    items = [item(n, media_type).rstrip(",") for n in range(count)]
+    items[::2] = [each.replace(".png", ".txt") for each in items[::2]]
+    body = (padding.join(items) if media_type == HTML else f"[{(padding + ',').join(items)}]").encode()
+    assert len(body) > LARGE_BYTES
+    with serving({"/set/job/": lambda exchange: exchange.reply(body, Content_Type=media_type)}) as (_, source):
+        tracemalloc.start()
+        listing = source.list_images("job")
+        next(listing)
+        gc.collect()
+        held, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sum(1 for _ in listing) == count // 2 - 1
+    assert held < count // 2 * 80
+    assert most < len(body), "nor is the page"
+
+
+def test_large_indexes_are_read_one_at_a_time() -> None:
+    body = item(1, HTML).encode() + b" " * LARGE_BYTES
+    waiting: list[str] = []
+    most = 0
+    second = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        nonlocal most
+        if server.paths.count(exchange.path) == 2:
+            waiting.append(exchange.path)
+            most = max(most, len(waiting))
+            # As long as it takes to be sure that no other comes.
+            second.wait(0.3)
+            waiting.remove(exchange.path)
+        exchange.reply(body)
+
+    with serving(answer) as (server, source), ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda n: names(source, f"job-{n}"), range(4))) == [["1.png"]] * 4
+        assert len(server.seen) == 8, "begun, and asked for again when its turn came"
+    assert most == 1
 
 
 @pytest.mark.parametrize(

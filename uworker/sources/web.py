@@ -2,21 +2,19 @@
 
 The server is somebody else's and may mean harm: what it sends is bounded in bytes and time, folders in depth and
 number, and it is followed only to where this worker may read (allow.py, guard.py). How it is asked is fetching.py's
-matter, and what its pages list that of indexes.py.
+matter, how its folders are gone through that of folders.py.
 """
 
-import posixpath
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from job_api.schemas import ResultStatus
 from uworker.images import (
-    IGNORED_DIRECTORIES,
-    IMAGE_ENDINGS,
     DirectoryDenied,
     ImageFile,
     NoImages,
@@ -29,30 +27,19 @@ from uworker.images import (
 )
 from uworker.sources.allow import Allowance, segments_of
 from uworker.sources.fetching import Fetcher, shown
-from uworker.sources.indexes import Entry, IndexPage, NoIndex
+from uworker.sources.folders import Bounds, Walk, index_page, quoted
+from uworker.sources.indexes import NoIndex, TooMuch
 
 INDEX_HEADERS = {"Accept": "text/html, application/json;q=0.9, */*;q=0.1"}
 
 # Of a page that is only to show whether it is an index that lists anything.
 GLANCE_BYTES = 1_000_000
 
-
 T = TypeVar("T")
 
 
 class _Refused(Exception):
     """A folder is not shown to this worker; says which, and by which status."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How much is taken of a web server before it is given up: of one directory, and of one answer."""
-
-    depth: int = 32
-    pages: int = 10_000
-    page_bytes: int = 200_000_000
-    answer_seconds: float = 300
-    patience_seconds: float = 60
 
 
 class WebSource:
@@ -70,7 +57,7 @@ class WebSource:
 
     def __init__(self, url: str, allowance: Allowance, max_image_bytes: int, bounds: Bounds | None = None) -> None:
         parts = urlsplit(url)
-        path = "".join("/" + _quoted(segment) for segment in segments_of(parts.path))
+        path = "".join("/" + quoted(segment) for segment in segments_of(parts.path))
         self._root = f"{parts.scheme.lower()}://{parts.netloc}{path}"
         self._max_image_bytes = max_image_bytes
         self._bounds = bounds or Bounds()
@@ -78,6 +65,7 @@ class WebSource:
         # Whoever has shown one directory or file knows this worker.
         self._was_let_in = False
         self._has_read = False
+        self._large_pages = threading.Lock()
 
     def close(self) -> None:
         """Close the connections."""
@@ -88,60 +76,26 @@ class WebSource:
         segments = [part for part in directory.split("/") if part]
         if any(piece in (".", "..") for part in segments for piece in part.split("\\")):
             raise NoImages(f"the directory's name {directory!r} leads out of the source")
-        top = self._root + "".join("/" + _quoted(part) for part in segments) + "/"
+        top = self._root + "".join("/" + quoted(part) for part in segments) + "/"
         names, found = set[str](), False
-        for path, url, size in self._walk(top, directory):
+        walk = Walk(
+            directory, self._bounds, partial(self._ask_for_folder, directory), self._server.content, self._large_pages
+        )
+        for path, url, size in walk.images(top):
             found = True
             yield ImageFile(unique(storable(path), names), url, size=size)
         if not found:
             raise NoImages(f"no image lies in the directory {directory!r} or below it")
 
-    def _walk(self, top: str, directory: str) -> Iterator[tuple[str, str, int | None]]:
-        """Paths of images below a folder, their URLs and sizes; a page at a time, in the order of the paths."""
-        pages = 0
-        ahead: list[tuple[str, str, bool, int | None]] = [("", top, True, None)]
-        while ahead:
-            path, url, is_folder, size = ahead.pop()
-            if not is_folder:
-                yield path, url, size
-                continue
-            pages += 1
-            if path.count("/") > self._bounds.depth or pages > self._bounds.pages:
-                raise NoIndex(
-                    f"below the directory {directory!r} the server lists folders more than {self._bounds.depth} deep, "
-                    f"or more than {self._bounds.pages} of them; a link may lead round in circles"
-                )
-            try:
-                base, entries = self._ask_for_folder(url, lambda answer: self._read_index(answer, directory), directory)
-            except NoImages:
-                if path == "":
-                    raise
-                continue  # it has gone since its parent was listed
-            ahead += [
-                (path + e.name + "/" * e.is_folder, base + _quoted(e.name) + "/" * e.is_folder, e.is_folder, e.size)
-                for e in reversed(entries)
-                if not e.name.startswith(".") and e.name not in IGNORED_DIRECTORIES
-                if e.is_folder or posixpath.splitext(e.name)[1].lower() in IMAGE_ENDINGS
-            ]
-
-    def _read_index(self, answer: httpx.Response, directory: str) -> tuple[str, list[Entry]]:
-        """What an index lists, and the URL that its names are below."""
-        self._require_shown(answer, directory)
-        base = _base_of(answer)
-        try:
-            entries = self._entries(_index_page(answer), answer)
-        except NoIndex as error:
-            raise NoIndex(
-                f"what the server shows at {shown(base)} is no index of files ({error}); let it show directory "
-                "indexes (nginx: autoindex on; Apache: Options +Indexes), or use another kind of source"
-            ) from None
-        self._was_let_in = True
-        return base, entries
-
-    def _ask_for_folder(self, url: str, use: Callable[[httpx.Response], T], directory: str) -> T:
+    def _ask_for_folder(self, directory: str, url: str, use: Callable[[httpx.Response], T]) -> T:
         """Ask for a folder; where it is refused or not there, tell its own matter from that of the whole source."""
+
+        def use_if_shown(answer: httpx.Response) -> T:
+            self._require_shown(answer, directory)
+            return use(answer)
+
         try:
-            return self._server.fetch(url, use, INDEX_HEADERS)
+            result = self._server.fetch(url, use_if_shown, INDEX_HEADERS)
         except NoImages:
             self._require_root()
             raise
@@ -155,6 +109,8 @@ class WebSource:
                 f"the web server lets this worker in, but not into the directory {directory!r} ({refused}): permit it "
                 "there, or let the server show an index of it"
             ) from None
+        self._was_let_in = True
+        return result
 
     def _require_root(self) -> None:
         """Tell a source that is away, which must not cost its jobs, from a directory or file that is not there."""
@@ -177,24 +133,17 @@ class WebSource:
         if answer.status_code != 200:
             return answer.status_code, None
         try:
-            page, size = _index_page(answer), 0
+            page = index_page(answer)
             for data in self._server.content(answer):
-                size += len(data)
                 page.feed(data)
-                if page.has_entries or size > GLANCE_BYTES:
-                    return 200, page.has_entries or None
-            return 200, bool(page.entries())
+                if page.size > GLANCE_BYTES:
+                    return 200, None
+            page.listing()
         except NoIndex:
             return 200, None
-
-    def _entries(self, page: IndexPage, answer: httpx.Response) -> list[Entry]:
-        size = 0
-        for data in self._server.content(answer):
-            size += len(data)
-            if size > self._bounds.page_bytes:
-                raise NoIndex(f"it has more than {self._bounds.page_bytes} bytes")
-            page.feed(data)
-        return page.entries()
+        except TooMuch:
+            return 200, True
+        return 200, False
 
     def _require_shown(self, answer: httpx.Response, directory: str) -> None:
         status = answer.status_code
@@ -219,7 +168,7 @@ class WebSource:
         folder = image.key.rpartition("/")[0] + "/"
         directory = unquote(folder.removeprefix(self._root).strip("/"))
         try:
-            self._ask_for_folder(folder, lambda answer: self._require_shown(answer, directory), directory)
+            self._ask_for_folder(directory, folder, lambda _: None)
         except NoImages:
             return Verdict(ResultStatus.MISSING, "the file was listed and is gone, and so is its directory")
         if status in (404, 410):
@@ -255,16 +204,3 @@ class WebSource:
 
 def _said(answer: httpx.Response) -> str:
     return f"the web server answers HTTP {answer.status_code} for {shown(str(answer.url))}"
-
-
-def _base_of(answer: httpx.Response) -> str:
-    """The URL that the names in an index are below."""
-    return str(answer.url.copy_with(query=None, fragment=None)).rstrip("/") + "/"
-
-
-def _index_page(answer: httpx.Response) -> IndexPage:
-    return IndexPage(_base_of(answer), answer.headers.get("Content-Type", "").partition(";")[0].strip().lower())
-
-
-def _quoted(segment: str) -> str:
-    return quote(segment, safe="", errors="surrogateescape")
