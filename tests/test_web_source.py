@@ -25,6 +25,7 @@ from job_api.client import Client
 from job_api.schemas import JobState, ProjectSettings, ResultStatus
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
+from tests.serving import wait_for
 from tests.webserver import HTML, Answer, Exchange, WebServer, image, index, page, redirect
 from uworker.images import (
     DirectoryDenied,
@@ -476,19 +477,34 @@ def test_what_does_not_pass_is_the_storages_fault(bad: Answer) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_server_that_asks_to_wait_is_obeyed(status: int) -> None:
-    flaky = Flaky(page("x", status, Retry_After="1"), 1, image(b"whole"))
-    with serving({"/set/job/a.png": flaky}, bounds=Bounds(patience_seconds=20)) as (server, source):
+def test_a_server_that_asks_to_wait_is_obeyed_and_that_costs_no_patience(status: int) -> None:
+    flaky = Flaky(page("x", status, Retry_After="3"), 1, Flaky(page("x", 500), 1, image(b"whole")))
+    with serving({"/set/job/a.png": flaky}, bounds=Bounds(patience_seconds=2.5)) as (server, source):
         assert source.read(ImageFile("a.png", server.url + "/set/job/a.png")) == b"whole"
-        assert flaky.asked_at[1] - flaky.asked_at[0] >= 1
+        assert flaky.asked_at[1] - flaky.asked_at[0] >= 3
+        assert len(flaky.asked_at) == 3
 
 
-def test_a_server_that_asks_for_more_patience_than_there_is_is_not_asked_again() -> None:
-    with serving({"/set/job/": page("x", 429, Retry_After="3600")}) as (server, source):
-        began = time.monotonic()
-        assert "429" in fault(source, StorageFault)
-        assert time.monotonic() - began < 5
-        assert len(server.seen) == 1
+def test_what_a_server_asks_one_job_to_wait_holds_for_all_and_is_bounded() -> None:
+    flaky = Flaky(page("x", 429, Retry_After="3600"), 2, image(b"whole"))
+    with serving(flaky, bounds=Bounds(patience_seconds=0.5, wait_seconds=1)) as (server, source):
+        assert "HTTP 429" in fault(source, StorageFault)
+        with ThreadPoolExecutor(6) as pool:
+            reads = [pool.submit(source.read, ImageFile("a.png", f"{server.url}/set/{n}.png")) for n in range(6)]
+            assert [read.result() for read in reads] == [b"whole"] * 6
+        first, second, *others = flaky.asked_at
+        assert second - first >= 1
+        assert len(others) == 6
+        assert min(others) - second >= 1
+
+
+def test_who_waits_as_a_server_asks_is_woken_when_the_source_is_closed() -> None:
+    with serving(page("x", 429, Retry_After="3600")) as (server, source), ThreadPoolExecutor(1) as pool:
+        read = pool.submit(source.read, ImageFile("a.png", server.url + "/set/job/a.png"))
+        wait_for(lambda: server.seen)
+        source.close()
+        with pytest.raises(StorageFault, match="closed"):
+            read.result(10)
 
 
 def test_a_server_that_is_not_there_is_the_storages_fault() -> None:

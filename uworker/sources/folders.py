@@ -31,6 +31,7 @@ class Bounds:
     entries: int = 1_500_000
     answer_seconds: float = 300
     patience_seconds: float = 60
+    wait_seconds: float = 600
 
 
 @dataclass

@@ -61,7 +61,13 @@ class WebSource:
         self._root = f"{parts.scheme.lower()}://{parts.netloc}{path}"
         self._max_image_bytes = max_image_bytes
         self._bounds = bounds or Bounds()
-        self._server = Fetcher(self._root, allowance, self._bounds.answer_seconds, self._bounds.patience_seconds)
+        self._server = Fetcher(
+            self._root,
+            allowance,
+            self._bounds.answer_seconds,
+            self._bounds.patience_seconds,
+            self._bounds.wait_seconds,
+        )
         # Whoever has shown one directory or file knows this worker.
         self._was_let_in = False
         self._has_read = False
