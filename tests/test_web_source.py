@@ -1,5 +1,6 @@
 """Images on web servers: what is listed and read, and what becomes of servers that fail or mean harm."""
 
+import gc
 import gzip
 import os
 import socket
@@ -24,8 +25,10 @@ from job_api.client import Client
 from job_api.schemas import JobState, ProjectSettings, ResultStatus
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
+from tests.serving import wait_for
 from tests.webserver import HTML, Answer, Exchange, WebServer, image, index, page, redirect
 from uworker.images import (
+    DirectoryDenied,
     ImageFile,
     NoImages,
     SourceDenied,
@@ -35,9 +38,10 @@ from uworker.images import (
     Verdict,
 )
 from uworker.sources.allow import Allowance
+from uworker.sources.folders import LARGE_BYTES, Bounds
 from uworker.sources.indexes import NoIndex
 from uworker.sources.local import LocalSource
-from uworker.sources.web import Bounds, WebSource
+from uworker.sources.web import WebSource
 
 MAX_BYTES = 1_000_000
 QUICK = Bounds(patience_seconds=0.5)
@@ -276,8 +280,29 @@ def test_a_directory_without_images_is_no_fault_of_the_storage(tmp_path: Path, d
 
 
 def test_a_folder_that_goes_while_it_is_listed_costs_its_neighbours_nothing() -> None:
-    with serving({"/set/job/": index("gone/", "z.png")}) as (_, source):
+    with serving({"/set/": index("job/"), "/set/job/": index("gone/", "z.png")}) as (_, source):
         assert names(source) == ["z.png"]
+
+
+AWAY = [page("not here", 404), page("gone", 410), index()]
+
+
+@pytest.mark.parametrize("root", AWAY, ids=["404", "410", "empty"])
+def test_a_source_that_is_away_as_a_whole_costs_its_jobs_nothing(root: Answer) -> None:
+    tree = {"/set/": root, "/set/job/": index("gone/", "z.png")}
+    with serving(tree) as (server, source):
+        for directory in ("elsewhere", "job"):
+            assert f"{server.url}/set" in fault(source, StorageFault, directory)
+        with pytest.raises(StorageFault):
+            source.read(ImageFile("a.png", server.url + "/set/elsewhere/a.png"))
+
+
+@pytest.mark.parametrize("root", [page("no", 403), page("Welcome"), redirect("http://other.example/"), index("job/")])
+def test_a_source_that_shows_no_index_of_its_own_is_there(root: Answer) -> None:
+    with serving({"/set/": root}) as (server, source):
+        fault(source, NoImages)
+        assert verdict(source, server).status is ResultStatus.MISSING
+        assert server.paths.count("/set/") == 2, "asked once for each"
 
 
 @pytest.mark.parametrize(
@@ -313,18 +338,46 @@ def test_a_server_that_does_not_let_the_worker_in_is_the_workers_matter(status: 
             source.read(ImageFile("a.png", server.url + "/set/job/a.png"))
 
 
-@pytest.mark.parametrize("status", [400, 403, 414])
-def test_one_folder_or_file_that_is_refused_does_not_stop_the_worker(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 414])
+def test_one_file_that_is_refused_is_a_row_and_stops_nobody(status: int) -> None:
     tree = {
         "/set/job/": index("a.png", "b.png"),
         "/set/job/a.png": page("no", status),
         "/set/job/b.png": image(b"b"),
-        "/set/closed/": page("no", 403),
     }
     with serving(tree) as (server, source):
-        assert names(source) == ["a.png", "b.png"]
+        _refused, readable = source.list_images("job")
+        assert source.read(readable) == b"b"
         assert verdict(source, server).status is ResultStatus.UNREADABLE
-        fault(source, StorageFault, "closed")
+
+
+def test_files_that_all_ask_for_a_login_below_an_open_index_are_no_results() -> None:
+    with serving({"/set/job/": index("a.png"), "/set/job/a.png": page("who?", 401)}) as (_, source):
+        [found] = source.list_images("job")
+        with pytest.raises(DirectoryDenied, match=r"\.netrc"):
+            source.read(found)
+
+
+CLOSED = "/set/closed/a.png"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_one_directory_that_is_refused_stops_no_worker_that_was_let_in(status: int) -> None:
+    for let_in in ("/set/", "/set/job/", "/set/job/a.png"):
+        tree = {let_in: image(b"a") if let_in.endswith("png") else index("a.png")}
+
+        def answer(exchange: Exchange, tree: dict[str, Answer] = tree) -> None:
+            tree.get(exchange.path, page("no", status))(exchange)
+
+        with serving(answer) as (server, source):
+            if let_in == "/set/job/":
+                names(source)
+            elif let_in.endswith("png"):
+                source.read(ImageFile("a.png", server.url + let_in))
+            assert "'closed'" in fault(source, DirectoryDenied, "closed")
+            with pytest.raises(DirectoryDenied, match=f"{server.url}/set/closed"):
+                source.read(ImageFile("a.png", server.url + CLOSED))
+            assert (DirectoryDenied.reason, DirectoryDenied.retryable) == ("directory-denied", True)
 
 
 def write_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
@@ -424,19 +477,34 @@ def test_what_does_not_pass_is_the_storages_fault(bad: Answer) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_server_that_asks_to_wait_is_obeyed(status: int) -> None:
-    flaky = Flaky(page("x", status, Retry_After="1"), 1, image(b"whole"))
-    with serving({"/set/job/a.png": flaky}, bounds=Bounds(patience_seconds=20)) as (server, source):
+def test_a_server_that_asks_to_wait_is_obeyed_and_that_costs_no_patience(status: int) -> None:
+    flaky = Flaky(page("x", status, Retry_After="3"), 1, Flaky(page("x", 500), 1, image(b"whole")))
+    with serving({"/set/job/a.png": flaky}, bounds=Bounds(patience_seconds=2.5)) as (server, source):
         assert source.read(ImageFile("a.png", server.url + "/set/job/a.png")) == b"whole"
-        assert flaky.asked_at[1] - flaky.asked_at[0] >= 1
+        assert flaky.asked_at[1] - flaky.asked_at[0] >= 3
+        assert len(flaky.asked_at) == 3
 
 
-def test_a_server_that_asks_for_more_patience_than_there_is_is_not_asked_again() -> None:
-    with serving({"/set/job/": page("x", 429, Retry_After="3600")}) as (server, source):
-        began = time.monotonic()
-        assert "429" in fault(source, StorageFault)
-        assert time.monotonic() - began < 5
-        assert len(server.seen) == 1
+def test_what_a_server_asks_one_job_to_wait_holds_for_all_and_is_bounded() -> None:
+    flaky = Flaky(page("x", 429, Retry_After="3600"), 2, image(b"whole"))
+    with serving(flaky, bounds=Bounds(patience_seconds=0.5, wait_seconds=1)) as (server, source):
+        assert "HTTP 429" in fault(source, StorageFault)
+        with ThreadPoolExecutor(6) as pool:
+            reads = [pool.submit(source.read, ImageFile("a.png", f"{server.url}/set/{n}.png")) for n in range(6)]
+            assert [read.result() for read in reads] == [b"whole"] * 6
+        first, second, *others = flaky.asked_at
+        assert second - first >= 1
+        assert len(others) == 6
+        assert min(others) - second >= 1
+
+
+def test_who_waits_as_a_server_asks_is_woken_when_the_source_is_closed() -> None:
+    with serving(page("x", 429, Retry_After="3600")) as (server, source), ThreadPoolExecutor(1) as pool:
+        read = pool.submit(source.read, ImageFile("a.png", server.url + "/set/job/a.png"))
+        wait_for(lambda: server.seen)
+        source.close()
+        with pytest.raises(StorageFault, match="closed"):
+            read.result(10)
 
 
 def test_a_server_that_is_not_there_is_the_storages_fault() -> None:
@@ -532,11 +600,79 @@ def test_folders_without_number_are_given_up() -> None:
         assert len(server.seen) == 20
 
 
+def item(number: int, media_type: str) -> str:
+    return f'<a href="{number}.png">x</a>\n' if media_type == HTML else f'{{"name":"{number}.png"}},'
+
+
 def test_an_index_without_end_is_given_up() -> None:
     sent: list[int] = []
-    line = b'<a href="x%d.png">x</a>\n' % 1 * 500
-    with serving({"/set/job/": endless(line, HTML, sent)}, bounds=Bounds(page_bytes=1_000_000)) as (_, source):
-        assert "1000000 bytes" in fault(source, NoIndex)
+    piece = ((item(1, HTML) + " " * 1000) * 50).encode()
+    with serving({"/set/job/": endless(piece, HTML, sent)}, bounds=Bounds(index_bytes=6_000_000)) as (_, source):
+        assert "6000000 bytes" in fault(source, NoIndex)
+        assert sum(sent) > LARGE_BYTES
+
+
+@pytest.mark.parametrize("media_type", [HTML, "application/json"])
+@pytest.mark.parametrize("bounds", [Bounds(entries=1000), Bounds(index_bytes=30_000)])
+def test_more_is_given_up_than_may_be_held_of_a_page_or_of_many(media_type: str, bounds: Bounds) -> None:
+    def answer(exchange: Exchange) -> None:
+        first, last = {"/set/one/": (0, 1001), "/set/fits/": (0, 999)}.get(exchange.path, (0, 400))
+        items = [item(n, media_type).rstrip(",") for n in range(first, last)]
+        if exchange.path == "/set/many/":
+            items = [item(n, media_type).replace(".png", "/").rstrip(",") for n in range(3)]
+            if media_type != HTML:
+                items = [f'{{"name":"{n}","type":"directory"}}' for n in range(3)]
+        body = "".join(items) if media_type == HTML else f"[{','.join(items)}]"
+        exchange.reply(body.encode() + b" " * 5000, Content_Type=media_type)
+
+    with serving(answer, bounds=bounds) as (_, source):
+        assert len(names(source, "fits")) == 999
+        for directory in ("one", "many") if bounds.entries == 1000 else ("many",):
+            said = fault(source, NoIndex, directory)
+            assert "make a job of each folder" in said
+            assert "let it show directory indexes" not in said
+
+
+@pytest.mark.parametrize("media_type", [HTML, "application/json"])
+def test_of_a_large_index_nothing_but_the_names_of_images_is_held(media_type: str) -> None:
+    count = 20_000
+    padding = " " * 250
+    items = [item(n, media_type).rstrip(",") for n in range(count)]
+    items[::2] = [each.replace(".png", ".txt") for each in items[::2]]
+    body = (padding.join(items) if media_type == HTML else f"[{(padding + ',').join(items)}]").encode()
+    assert len(body) > LARGE_BYTES
+    with serving({"/set/job/": lambda exchange: exchange.reply(body, Content_Type=media_type)}) as (_, source):
+        tracemalloc.start()
+        listing = source.list_images("job")
+        next(listing)
+        gc.collect()
+        held, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sum(1 for _ in listing) == count // 2 - 1
+    assert held < count // 2 * 80
+    assert most < len(body), "nor is the page"
+
+
+def test_large_indexes_are_read_one_at_a_time() -> None:
+    body = item(1, HTML).encode() + b" " * LARGE_BYTES
+    waiting: list[str] = []
+    most = 0
+    second = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        nonlocal most
+        if server.paths.count(exchange.path) == 2:
+            waiting.append(exchange.path)
+            most = max(most, len(waiting))
+            # As long as it takes to be sure that no other comes.
+            second.wait(0.3)
+            waiting.remove(exchange.path)
+        exchange.reply(body)
+
+    with serving(answer) as (server, source), ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda n: names(source, f"job-{n}"), range(4))) == [["1.png"]] * 4
+        assert len(server.seen) == 8, "begun, and asked for again when its turn came"
+    assert most == 1
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,12 @@ class SourceDenied(SourceError):
     reason = "source-denied"
 
 
+class DirectoryDenied(SourceError):
+    """The storage lets this worker in, and not into this directory: one job is at fault, and not the credential."""
+
+    reason = "directory-denied"
+
+
 class BadName(SourceError):
     """There is an object among the images that cannot be named, so the images cannot be counted."""
 

@@ -6,6 +6,8 @@ of directories and images.
 
 import netrc
 import os
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -33,9 +35,56 @@ T = TypeVar("T")
 class _Transient(Exception):
     """A failure worth another try."""
 
-    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+
+class _Turn:
+    """When a server may be asked again: what it has told one thread holds for all.
+
+    Args:
+        longest_seconds: that a request waits for the server as a whole, and that the server is believed at a time.
+    """
+
+    def __init__(self, longest_seconds: float) -> None:
+        self._longest_seconds = longest_seconds
+        self._lock = threading.Lock()
+        self._not_before, self._said = 0.0, ""
+        self._closed = threading.Event()
+
+    def put_off(self, seconds: float, said: str) -> None:
+        """Let nobody ask for so long, because the server said so."""
+        with self._lock:
+            self._said = said
+            self._not_before = max(self._not_before, time.monotonic() + min(seconds, self._longest_seconds))
+
+    def wait(self, waited_seconds: float) -> float:
+        """Wait until the server may be asked; returns for how long a request has waited for that as a whole.
+
+        Raises:
+            StorageFault: that is longer than a request waits, or the source was closed.
+        """
+        while (left := self._not_before - time.monotonic()) > 0:
+            if waited_seconds + left > self._longest_seconds:
+                raise StorageFault(
+                    f"the web server answers {self._said} and asks to wait, as a whole longer than "
+                    f"{self._longest_seconds:.0f} s"
+                )
+            # A little is added to what was asked, or all that were put off together would return together.
+            left += jitter_seconds(1)
+            self.pause(left)
+            waited_seconds += left
+        return waited_seconds
+
+    def pause(self, seconds: float) -> None:
+        """Wait before another try.
+
+        Raises:
+            StorageFault: the source was closed meanwhile.
+        """
+        if self._closed.wait(seconds):
+            raise StorageFault("the source was closed while the web server was waited for")
+
+    def end(self) -> None:
+        """Let nobody wait any more."""
+        self._closed.set()
 
 
 class Fetcher:
@@ -45,17 +94,21 @@ class Fetcher:
         url: of the source, admitted already.
         allowance: where the server may lead to.
         answer_seconds: how long one answer may take as a whole.
-        patience_seconds: how long a request is tried again.
+        patience_seconds: how long a request is tried again, without the time that the server asked to wait for.
+        wait_seconds: how long it is waited for where the server asks for that, by each request and in all.
 
     Raises:
         SourceDenied: the file of logins cannot be used.
     """
 
-    def __init__(self, url: str, allowance: Allowance, answer_seconds: float, patience_seconds: float) -> None:
+    def __init__(
+        self, url: str, allowance: Allowance, answer_seconds: float, patience_seconds: float, wait_seconds: float
+    ) -> None:
         self._url = url
         self._place = place_of(url)
         self._allowance = allowance
         self._patience_seconds = patience_seconds
+        self._turn = _Turn(wait_seconds)
         self._login = _login_of(urlsplit(url).hostname or "")
         self._http = httpx.Client(
             transport=GuardedTransport(allowance.names, answer_seconds),
@@ -66,7 +119,8 @@ class Fetcher:
         )
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and end all waiting."""
+        self._turn.end()
         self._http.close()
 
     def fetch(self, url: str, use: Callable[[httpx.Response], T], headers: dict[str, str] | None = None) -> T:
@@ -76,17 +130,28 @@ class Fetcher:
             StorageFault: it was of no use, as long as there was patience.
             SourceError: others that `use` raises, at once.
         """
+        waited_seconds = 0.0
+
+        def is_out_of_patience(state: tenacity.RetryCallState) -> bool:
+            spent = (state.seconds_since_start or 0) - waited_seconds
+            return spent + state.upcoming_sleep >= self._patience_seconds
+
+        def try_in_turn() -> T:
+            nonlocal waited_seconds
+            waited_seconds = self._turn.wait(waited_seconds)
+            return self._try_once(url, use, headers or {})
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Transient),
-            wait=_wait_seconds,
-            stop=tenacity.stop_before_delay(self._patience_seconds),
+            wait=lambda state: jitter_seconds(state.attempt_number),
+            stop=is_out_of_patience,
+            sleep=self._turn.pause,
             reraise=True,
         )
         try:
-            result: T = retrying(self._try_once, url, use, headers or {})
+            return retrying(try_in_turn)
         except _Transient as transient:
             raise StorageFault(f"{shown(url)} cannot be read: {transient}") from transient.__cause__
-        return result
 
     def content(self, answer: httpx.Response) -> Iterator[bytes]:
         """The body in pieces, decompressed where it was compressed unasked."""
@@ -106,7 +171,9 @@ class Fetcher:
             with self._answer(url, headers) as answer:
                 status = answer.status_code
                 if status in (408, 429) or status >= 500:
-                    raise _Transient(f"HTTP {status}", retry_after_seconds(answer.headers))
+                    if asked := retry_after_seconds(answer.headers):
+                        self._turn.put_off(asked, f"HTTP {status}")
+                    raise _Transient(f"HTTP {status}")
                 return use(answer)
         except httpx.TransportError as error:
             raise _Transient(why(error)) from error
@@ -147,13 +214,6 @@ def _inflated(inflate: Any, data: bytes) -> Iterator[bytes]:
             data = inflate.unconsumed_tail
     except zlib.error as error:
         raise _Transient(f"the compressed answer is damaged: {error}") from None
-
-
-def _wait_seconds(state: tenacity.RetryCallState) -> float:
-    """Full jitter, after what the server asked for."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_seconds if isinstance(error, _Transient) else None
-    return (asked or 0) + jitter_seconds(state.attempt_number)
 
 
 def shown(url: str) -> str:

@@ -2,23 +2,24 @@
 
 The server is somebody else's and may mean harm: what it sends is bounded in bytes and time, folders in depth and
 number, and it is followed only to where this worker may read (allow.py, guard.py). How it is asked is fetching.py's
-matter, and what its pages list that of indexes.py.
+matter, how its folders are gone through that of folders.py.
 """
 
-import posixpath
-from collections.abc import Iterator
-from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from job_api.schemas import ResultStatus
 from uworker.images import (
-    IGNORED_DIRECTORIES,
-    IMAGE_ENDINGS,
+    DirectoryDenied,
     ImageFile,
     NoImages,
     SourceDenied,
+    SourceNotAllowed,
     StorageFault,
     Verdict,
     storable,
@@ -26,20 +27,19 @@ from uworker.images import (
 )
 from uworker.sources.allow import Allowance, segments_of
 from uworker.sources.fetching import Fetcher, shown
-from uworker.sources.indexes import Entry, IndexPage, NoIndex
+from uworker.sources.folders import Bounds, Walk, index_page, quoted
+from uworker.sources.indexes import NoIndex, TooMuch
 
 INDEX_HEADERS = {"Accept": "text/html, application/json;q=0.9, */*;q=0.1"}
 
+# Of a page that is only to show whether it is an index that lists anything.
+GLANCE_BYTES = 1_000_000
 
-@dataclass(frozen=True)
-class Bounds:
-    """How much is taken of a web server before it is given up: of one directory, and of one answer."""
+T = TypeVar("T")
 
-    depth: int = 32
-    pages: int = 10_000
-    page_bytes: int = 200_000_000
-    answer_seconds: float = 300
-    patience_seconds: float = 60
+
+class _Refused(Exception):
+    """A folder is not shown to this worker; says which, and by which status."""
 
 
 class WebSource:
@@ -57,13 +57,21 @@ class WebSource:
 
     def __init__(self, url: str, allowance: Allowance, max_image_bytes: int, bounds: Bounds | None = None) -> None:
         parts = urlsplit(url)
-        path = "".join("/" + _quoted(segment) for segment in segments_of(parts.path))
+        path = "".join("/" + quoted(segment) for segment in segments_of(parts.path))
         self._root = f"{parts.scheme.lower()}://{parts.netloc}{path}"
         self._max_image_bytes = max_image_bytes
         self._bounds = bounds or Bounds()
-        self._server = Fetcher(self._root, allowance, self._bounds.answer_seconds, self._bounds.patience_seconds)
-        # Whoever has shown one directory knows this worker.
+        self._server = Fetcher(
+            self._root,
+            allowance,
+            self._bounds.answer_seconds,
+            self._bounds.patience_seconds,
+            self._bounds.wait_seconds,
+        )
+        # Whoever has shown one directory or file knows this worker.
         self._was_let_in = False
+        self._has_read = False
+        self._large_pages = threading.Lock()
 
     def close(self) -> None:
         """Close the connections."""
@@ -74,82 +82,86 @@ class WebSource:
         segments = [part for part in directory.split("/") if part]
         if any(piece in (".", "..") for part in segments for piece in part.split("\\")):
             raise NoImages(f"the directory's name {directory!r} leads out of the source")
-        top = self._root + "".join("/" + _quoted(part) for part in segments) + "/"
+        top = self._root + "".join("/" + quoted(part) for part in segments) + "/"
         names, found = set[str](), False
-        for path, url, size in self._walk(top, directory):
+        walk = Walk(
+            directory, self._bounds, partial(self._ask_for_folder, directory), self._server.content, self._large_pages
+        )
+        for path, url, size in walk.images(top):
             found = True
             yield ImageFile(unique(storable(path), names), url, size=size)
         if not found:
             raise NoImages(f"no image lies in the directory {directory!r} or below it")
 
-    def _walk(self, top: str, directory: str) -> Iterator[tuple[str, str, int | None]]:
-        """Paths of images below a folder, their URLs and sizes; a page at a time, in the order of the paths."""
-        pages = 0
-        ahead: list[tuple[str, str, bool, int | None]] = [("", top, True, None)]
-        while ahead:
-            path, url, is_folder, size = ahead.pop()
-            if not is_folder:
-                yield path, url, size
-                continue
-            pages += 1
-            if path.count("/") > self._bounds.depth or pages > self._bounds.pages:
-                raise NoIndex(
-                    f"below the directory {directory!r} the server lists folders more than {self._bounds.depth} deep, "
-                    f"or more than {self._bounds.pages} of them; a link may lead round in circles"
-                )
-            try:
-                base, entries = self._server.fetch(
-                    url, lambda answer: self._read_index(answer, directory), INDEX_HEADERS
-                )
-            except NoImages:
-                if path == "":
-                    raise
-                continue  # it has gone since its parent was listed
-            ahead += [
-                (path + e.name + "/" * e.is_folder, base + _quoted(e.name) + "/" * e.is_folder, e.is_folder, e.size)
-                for e in reversed(entries)
-                if not e.name.startswith(".") and e.name not in IGNORED_DIRECTORIES
-                if e.is_folder or posixpath.splitext(e.name)[1].lower() in IMAGE_ENDINGS
-            ]
+    def _ask_for_folder(self, directory: str, url: str, use: Callable[[httpx.Response], T]) -> T:
+        """Ask for a folder; where it is refused or not there, tell its own matter from that of the whole source."""
 
-    def _read_index(self, answer: httpx.Response, directory: str) -> tuple[str, list[Entry]]:
-        """What an index lists, and the URL that its names are below."""
-        self._requireshown(answer, directory)
-        base = str(answer.url.copy_with(query=None, fragment=None)).rstrip("/") + "/"
-        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        def use_if_shown(answer: httpx.Response) -> T:
+            self._require_shown(answer, directory)
+            return use(answer)
+
         try:
-            entries = self._entries(IndexPage(base, media_type), answer)
-        except NoIndex as error:
-            raise NoIndex(
-                f"what the server shows at {shown(base)} is no index of files ({error}); let it show directory "
-                "indexes (nginx: autoindex on; Apache: Options +Indexes), or use another kind of source"
+            result = self._server.fetch(url, use_if_shown, INDEX_HEADERS)
+        except NoImages:
+            self._require_root()
+            raise
+        except _Refused as refused:
+            if not self._was_let_in and self._look_at_root()[1] is None:
+                raise SourceDenied(
+                    f"the web server does not let this worker see {refused}: put a login for its host into the "
+                    "worker's ~/.netrc, or let the server show directory indexes"
+                ) from None
+            raise DirectoryDenied(
+                f"the web server lets this worker in, but not into the directory {directory!r} ({refused}): permit it "
+                "there, or let the server show an index of it"
             ) from None
         self._was_let_in = True
-        return base, entries
+        return result
 
-    def _entries(self, page: IndexPage, answer: httpx.Response) -> list[Entry]:
-        size = 0
-        for data in self._server.content(answer):
-            size += len(data)
-            if size > self._bounds.page_bytes:
-                raise NoIndex(f"it has more than {self._bounds.page_bytes} bytes")
-            page.feed(data)
-        return page.entries()
+    def _require_root(self) -> None:
+        """Tell a source that is away, which must not cost its jobs, from a directory or file that is not there."""
+        status, has_entries = self._look_at_root()
+        if status in (404, 410) or has_entries is False:
+            raise StorageFault(
+                f"the web server shows nothing at {shown(self._root)}/, the source's root (HTTP {status}): is what it "
+                "serves mounted?"
+            )
 
-    def _requireshown(self, answer: httpx.Response, directory: str) -> None:
+    def _look_at_root(self) -> tuple[int, bool | None]:
+        """How the server answers for the source's root, and whether its index lists anything; None: it shows none."""
+        try:
+            return self._server.fetch(self._root + "/", self._glance, INDEX_HEADERS)
+        except SourceNotAllowed:
+            # It leads elsewhere.
+            return 302, None
+
+    def _glance(self, answer: httpx.Response) -> tuple[int, bool | None]:
+        if answer.status_code != 200:
+            return answer.status_code, None
+        try:
+            page = index_page(answer)
+            for data in self._server.content(answer):
+                page.feed(data)
+                if page.size > GLANCE_BYTES:
+                    return 200, None
+            page.listing()
+        except NoIndex:
+            return 200, None
+        except TooMuch:
+            return 200, True
+        return 200, False
+
+    def _require_shown(self, answer: httpx.Response, directory: str) -> None:
         status = answer.status_code
         if status in (404, 410):
             raise NoImages(
                 f"there is no directory {directory!r} under {self._root}, or the server shows no index of it "
                 f"(HTTP {status})"
             )
-        if status == 401 or (status == 403 and not self._was_let_in):
-            raise SourceDenied(
-                f"the web server does not let this worker see {shown(str(answer.url))} (HTTP {status}): put a login "
-                "for its host into the worker's ~/.netrc, or let the server show directory indexes"
-            )
+        if status in (401, 403):
+            raise _Refused(f"{shown(str(answer.url))} (HTTP {status})")
         if status != 200:
-            raise StorageFault(f"the web server answers HTTP {status} for {shown(str(answer.url))}")
+            raise StorageFault(_said(answer))
 
     def read(self, image: ImageFile) -> bytes | Verdict:
         """The bytes of an image. See `Source`."""
@@ -160,20 +172,28 @@ class WebSource:
             return data
         # The file's fault, as long as the server goes on showing the directory.
         folder = image.key.rpartition("/")[0] + "/"
+        directory = unquote(folder.removeprefix(self._root).strip("/"))
         try:
-            self._server.fetch(folder, lambda answer: self._requireshown(answer, folder), INDEX_HEADERS)
+            self._ask_for_folder(directory, folder, lambda _: None)
         except NoImages:
             return Verdict(ResultStatus.MISSING, "the file was listed and is gone, and so is its directory")
         if status in (404, 410):
             return Verdict(ResultStatus.MISSING, f"the file was listed and is gone (HTTP {status})")
+        if status == 401 and not self._has_read:
+            # An open index of files that all want a login: none of them is at fault.
+            raise DirectoryDenied(
+                f"the web server shows the directory {directory!r} and wants a login for its files (HTTP 401): put "
+                "one for its host into the worker's ~/.netrc"
+            )
         return Verdict(ResultStatus.UNREADABLE, f"the web server refuses this file (HTTP {status})")
 
     def _read_image(self, answer: httpx.Response) -> tuple[int, bytes | Verdict | None]:
         # What of these is worth another try never comes here.
-        if 400 <= answer.status_code < 500 and answer.status_code not in (401, 407):
+        if 400 <= answer.status_code < 500 and answer.status_code != 407:
             return answer.status_code, None
         if answer.status_code != 200:
-            self._requireshown(answer, "")
+            raise StorageFault(_said(answer))
+        self._was_let_in = self._has_read = True
         declared = answer.headers.get("Content-Length", "")
         if declared.isdecimal() and int(declared) > self._max_image_bytes:
             return 200, self._too_large(f"has {declared} bytes")
@@ -188,5 +208,5 @@ class WebSource:
         return Verdict(ResultStatus.TOO_LARGE, f"the file {said}; at most {self._max_image_bytes} are read")
 
 
-def _quoted(segment: str) -> str:
-    return quote(segment, safe="", errors="surrogateescape")
+def _said(answer: httpx.Response) -> str:
+    return f"the web server answers HTTP {answer.status_code} for {shown(str(answer.url))}"
