@@ -48,7 +48,7 @@ WRONG_CREDENTIAL = frozenset(
 )
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"})
 
-UNNAMEABLE = "cannot be named here: its key has empty, '.' or '..' segments, or control characters"
+UNNAMEABLE = "cannot be named here: its key has empty, '.' or '..' segments, control characters or a slash at its end"
 
 WHAT_TO_SET = {
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and one of AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, "

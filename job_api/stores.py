@@ -67,9 +67,10 @@ class Store(ABC):
 
     @abstractmethod
     def objects(self, directory: str) -> Iterator[StoredObject]:
-        """All objects below a directory at any depth, in the order of their keys, a page at a time.
+        """All objects below a directory at any depth, in the order of their keys, each key once, a page at a time.
 
-        A directory that is not there has none; '' is the location itself. Markers of folders are passed over.
+        A directory that is not there has none; '' is the location itself. Markers of folders are passed over. An object
+        that cannot be named is a `BadKey`, here or where it is read.
         """
 
     @abstractmethod
@@ -121,21 +122,33 @@ class ObjectStore(Store):
 
     def objects(self, directory: str) -> Iterator[StoredObject]:
         """See `Store`."""
-        path = self._path(directory)
-        marker: StoredObject | None = None
-        for found in self._list(path, directory):
-            # The library cuts the slash off a marker's key: an empty object with others below it is a folder's.
-            if marker is not None and not found.key.startswith(marker.key + "/"):
-                yield marker
-            marker = found if found.size == 0 else None
-            if marker is None:
-                yield found
-        if marker is not None:
-            yield marker
+        empty: StoredObject | None = None
+        before = ""
+        # The library cuts the slash off the end of a key: an object after one whose key begins with the whole of its own
+        # is `a.png/`, after `a.png` or `a.png-1`, and an empty object with others below it is a folder's marker.
+        for found in self._list(directory):
+            if empty is not None and not found.key.startswith(empty.key + "/"):
+                yield empty
+            empty = None
+            if not before.startswith(found.key):
+                if found.size:
+                    yield found
+                else:
+                    empty = found
+            elif found.size:
+                raise BadKey(f"{self.location}/{found.key + '/'!r} {UNNAMEABLE}; rename it")
+            before = found.key
+        if empty is not None:
+            yield empty
 
-    def _list(self, path: str, directory: str) -> Iterator[StoredObject]:
+    def _list(self, directory: str, after: str | None = None) -> Iterator[StoredObject]:
+        """What the library lists below a directory; with `after`, from that key on or from one before it."""
+        path = self._path(directory)
         try:
-            for page in obstore.list(self._store, path or None, chunk_size=PAGE_OBJECTS):
+            pages = obstore.list(
+                self._store, path or None, chunk_size=PAGE_OBJECTS, offset=None if after is None else self._path(after)
+            )
+            for page in pages:
                 self._answered = True
                 for meta in page:
                     if len(meta["path"]) > len(path):
@@ -154,8 +167,20 @@ class ObjectStore(Store):
         except RAISED as error:
             if isinstance(error, FileNotFoundError) and service_code(error) not in NO_OBJECT:
                 # Whether it is the container that has gone is found by asking for anything in it.
-                next(self._list(self._path(""), ""), None)
-            raise self._explain(error, key, of_object=True) from None
+                next(self._list(""), None)
+            fault = self._explain(error, key, of_object=True)
+            if isinstance(fault, NotThere) and self._ends_in_slash(key):
+                fault = BadKey(f"{self.location}/{key + '/'!r} {UNNAMEABLE}; rename it")
+            raise fault from None
+
+    def _ends_in_slash(self, key: str) -> bool:
+        """Whether an object that is not there is listed for the sake of another, which has a slash after this key."""
+        for found in self._list(key.rpartition("/")[0], after=key):
+            if found.key == key:
+                return found.size > 0
+            if found.key > key and not found.key.startswith(key):
+                break
+        return False
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """See `Store`."""

@@ -252,6 +252,32 @@ def test_a_key_that_cannot_be_named_ends_the_listing_of_its_directory_alone(buck
             keys(store, impossible)
 
 
+@pytest.mark.parametrize(
+    "others",
+    [{"d/a.png": b"1"}, {"d/a.png": b""}, {"d/a.png": b"1", "d/a.png-1": b"1"}, {"d/a.png-1": b"", "d/a.png/x": b"1"}],
+    ids=lambda others: " ".join(others),
+)
+def test_a_slash_after_a_key_makes_no_key_come_twice(bucket: Bucket, store: Store, others: dict[str, bytes]) -> None:
+    bucket.fill(others | {"d/a.png/": b"123"})
+    with pytest.raises(BadKey, match=r"d/a.png/' .*rename"):
+        keys(store, "d")
+    # Of no size it is a folder's marker.
+    bucket.fill({"d/a.png/": b""})
+    assert keys(store, "d") == sorted(others)
+
+
+def test_an_object_with_a_slash_after_its_key_is_not_taken_for_one_that_has_gone(bucket: Bucket, store: Store) -> None:
+    bucket.fill({"d/0": b"1", "d/a.png/": b"123", "d/b": b"1", "d/c.png/": b"", "top.png/": b"1"})
+    assert keys(store, "d") == ["d/0", "d/a.png", "d/b", "d/c.png"]
+    bucket.fill({"d/a.png-1": b"1"})
+    for key in ("d/a.png", "top.png"):
+        with pytest.raises(BadKey, match=rf"{key}/' .*rename"):
+            store.read(key, 10)
+    for key in ("d/a.pn", "d/c.png", "d/z"):
+        with pytest.raises(NotThere):
+            store.read(key, 10)
+
+
 def test_a_missing_object_is_told_from_a_missing_container(bucket: Bucket, store: Store) -> None:
     assert keys(store, "nowhere") == []
     with pytest.raises(NotThere) as caught:
