@@ -124,8 +124,8 @@ class ObjectStore(Store):
         """See `Store`."""
         empty: StoredObject | None = None
         before = ""
-        # The library cuts the slash off the end of a key: an object after one whose key begins with the whole of its own
-        # is `a.png/`, after `a.png` or `a.png-1`, and an empty object with others below it is a folder's marker.
+        # The library cuts the slash off the end of a key: an object after one whose key begins with the whole of its
+        # own is `a.png/`, after `a.png` or `a.png-1`, and an empty one with others below it is a folder's marker.
         for found in self._list(directory):
             if empty is not None and not found.key.startswith(empty.key + "/"):
                 yield empty

@@ -255,7 +255,7 @@ def test_a_key_that_cannot_be_named_ends_the_listing_of_its_directory_alone(buck
 @pytest.mark.parametrize(
     "others",
     [{"d/a.png": b"1"}, {"d/a.png": b""}, {"d/a.png": b"1", "d/a.png-1": b"1"}, {"d/a.png-1": b"", "d/a.png/x": b"1"}],
-    ids=lambda others: " ".join(others),
+    ids=" ".join,
 )
 def test_a_slash_after_a_key_makes_no_key_come_twice(bucket: Bucket, store: Store, others: dict[str, bytes]) -> None:
     bucket.fill(others | {"d/a.png/": b"123"})
