@@ -8,10 +8,18 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import obstore
 
-from job_api.credentials import PATIENCE_SECONDS, CloudStore, connect
+from job_api.credentials import (
+    MAX_SENDING_SECONDS,
+    MAX_SILENCE_SECONDS,
+    PATIENCE_SECONDS,
+    CloudStore,
+    Limits,
+    connect,
+)
 from job_api.faults import (
     NO_OBJECT,
     RAISED,
@@ -44,6 +52,11 @@ __all__ = [
 ]
 
 PAGE_OBJECTS = 1_000
+# S3 and Google take 10,000 parts: 640 GiB. A part is in memory until it has arrived, so this costs up to 300 MiB.
+PART_BYTES = 64 << 20
+PARTS_AT_ONCE = 4
+# What is no larger is soon sent, so that a server which does not answer is known in time.
+PROMPT_BYTES = 1 << 20
 IMPOSSIBLE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
 
 
@@ -108,7 +121,9 @@ class ObjectStore(Store):
 
     def __init__(self, location: Location, patience_seconds: float) -> None:
         super().__init__(location)
-        self._store: CloudStore = connect(location, patience_seconds)
+        self._patience_seconds = patience_seconds
+        silence_seconds = min(MAX_SILENCE_SECONDS, patience_seconds)
+        self._store: CloudStore = connect(location, Limits(patience_seconds, silence_seconds))
         self._answered = False
 
     def directories(self) -> list[str]:
@@ -184,10 +199,16 @@ class ObjectStore(Store):
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """See `Store`."""
+        store = self._store if isinstance(data, bytes) and len(data) <= PROMPT_BYTES else self._sender
         try:
-            obstore.put(self._store, self._path(key), data)
+            obstore.put(store, self._path(key), data, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
         except RAISED as error:
             raise self._explain(error, key, of_object=True) from None
+
+    @cached_property
+    def _sender(self) -> CloudStore:
+        """The same store, with time to send a part on a slow line."""
+        return connect(self.location, Limits(self._patience_seconds, MAX_SENDING_SECONDS))
 
     def _path(self, key: str) -> str:
         """The whole key of what lies below the location."""

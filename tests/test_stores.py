@@ -225,6 +225,20 @@ def test_what_is_written_replaces_what_was_there(bucket: Bucket, store: Store) -
     assert bucket.content() == expected
 
 
+def test_what_is_written_in_pieces_goes_in_parts_that_are_large_and_may_take_their_time(
+    bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
+) -> None:
+    """Of small parts S3 and Google take too few for an export; a large one is sent for longer than a server is silent."""
+    relay = relay_to(bucket.emulator.server)
+    set_environment(bucket.behind(relay.address).environment)
+    store = open_store(bucket.url, 1.0)
+    relay.delay_seconds = 1.3
+    store.write("pieces", (bytes(10 << 20) for _ in range(7)))
+    assert relay.count(r"^PUT .*(partNumber=|comp=block(&|$))") == 2
+    relay.delay_seconds = 0.0
+    assert store.read("pieces", 1) == 70 << 20
+
+
 def test_what_is_not_written_to_its_end_is_not_written_at_all(bucket: Bucket, store: Store) -> None:
     store.write("x", b"old")
 
