@@ -228,7 +228,7 @@ def test_what_is_written_replaces_what_was_there(bucket: Bucket, store: Store) -
 def test_what_is_written_in_pieces_goes_in_parts_that_are_large_and_may_take_their_time(
     bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
 ) -> None:
-    """Of small parts S3 and Google take too few for an export; a large one is sent for longer than a server is silent."""
+    """Of small parts S3 and Google take too few for an export; a large one takes longer than servers are silent."""
     relay = relay_to(bucket.emulator.server)
     set_environment(bucket.behind(relay.address).environment)
     store = open_store(bucket.url, 1.0)
