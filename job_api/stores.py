@@ -180,7 +180,7 @@ class ObjectStore(Store):
                 return size
             return answer.bytes().to_bytes()
         except RAISED as error:
-            if isinstance(error, FileNotFoundError) and service_code(error) not in NO_OBJECT:
+            if isinstance(error, FileNotFoundError) and service_code(error, self._path(key)) not in NO_OBJECT:
                 # Whether it is the container that has gone is found by asking for anything in it.
                 next(self._list(""), None)
             fault = self._explain(error, key, of_object=True)
@@ -203,7 +203,7 @@ class ObjectStore(Store):
         try:
             obstore.put(store, self._path(key), data, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
         except RAISED as error:
-            raise self._explain(error, key, of_object=True) from None
+            raise self._explain(error, key, of_object=True, writing=True) from None
 
     @cached_property
     def _sender(self) -> CloudStore:
@@ -219,6 +219,11 @@ class ObjectStore(Store):
     def _below(self, path: str) -> str:
         return path[len(self.location.prefix) :].strip("/")
 
-    def _explain(self, error: BaseException, key: str = "", *, of_object: bool = False) -> StoreError:
+    def _explain(
+        self, error: BaseException, key: str = "", *, of_object: bool = False, writing: bool = False
+    ) -> StoreError:
         subject = f"{self.location}/{key}" if key else str(self.location)
-        return explain(error, self.location.kind, subject, of_object=of_object, answered=self._answered)
+        path = "/".join(part for part in (self.location.prefix, key) if part)
+        return explain(
+            error, self.location.kind, subject, path, writing=writing, of_object=of_object, answered=self._answered
+        )

@@ -482,6 +482,63 @@ def test_an_archived_object_says_so(
         store.read("x", 10)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "CreateSession/x.png",
+        "AssumeRole.png",
+        "token request/x.png",
+        "d/latest/api/token/x.png",
+        "d - status code: 403/x.png",
+        "<Code>NoSuchBucket</Code>.png",
+        "?Action=AssumeRole",
+    ],
+)
+def test_a_key_that_reads_like_a_fault_is_none(bucket: Bucket, store: Store, key: str) -> None:
+    for _ in range(2):
+        with pytest.raises(NotThere) as caught:
+            store.read(key, 10)
+        assert not isinstance(caught.value, ContainerNotThere)
+        assert list(store.objects("")) == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "AuthenticationRequired"), (403, "AccessDenied")])
+def test_google_denies_with_what_to_set(
+    gcs_bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter, status: int, code: str
+) -> None:
+    """As Google's XML interface answers; the stand-in refuses nobody."""
+    gcs_bucket.fill({"d/x.png": b"1"})
+    relay = relay_to(gcs_bucket.emulator.server)
+    store = opened(gcs_bucket.behind(relay.address), set_environment)
+    details = "reader@project.iam.gserviceaccount.com does not have storage.objects.list access"
+    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Details>{details}</Details></Error>"
+    relay.plan(Answer(status, body=body.encode(), headers=(("Content-Type", "application/xml"),)), times=1_000)
+    rights = "list and read objects"
+    for ask in (store.directories, lambda: keys(store, "d"), lambda: store.read("d/x.png", 10)):
+        with pytest.raises(Denied, match=rf"{status} {code}.*GOOGLE_APPLICATION_CREDENTIALS.*{rights}$") as caught:
+            ask()
+        assert "gserviceaccount" not in str(caught.value)
+    with pytest.raises(Denied, match=rf"{status} {code}.*GOOGLE_APPLICATION_CREDENTIALS.*{rights}.*create and delete"):
+        store.write("d/x.png", b"2")
+
+
+@pytest.mark.parametrize("bucket_of", ["azure_bucket", "s3_bucket"])
+def test_whoever_may_read_and_not_write_is_told_what_writing_takes(
+    request: pytest.FixtureRequest, bucket_of: str, azurite: Azurite, s3_server: S3Server, set_environment: Setter
+) -> None:
+    bucket: Bucket = request.getfixturevalue(bucket_of)
+    bucket.fill({"x": b"1"})
+    reading = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
+    sas = azurite.sas(bucket.name, "rl") if bucket_of == "azure_bucket" else ""
+    azure = {"AZURE_STORAGE_ACCOUNT_NAME": "emulated", "AZURE_STORAGE_ENDPOINT": azurite.endpoint}
+    set_environment(azure | {"AZURE_STORAGE_SAS_TOKEN": sas} if sas else s3_server.environment_of_user(reading))
+    store = open_store(bucket.url, PATIENCE_SECONDS)
+    assert store.read("x", 1) == b"1"
+    for data in (b"2", iter([b"2", b"3"])):
+        with pytest.raises(Denied, match=r"403.*writing takes the right to (create and write blobs|put objects)"):
+            store.write("x", data)
+
+
 def test_an_unknown_error_shows_nothing_but_its_kind() -> None:
     told = explain(ValueError(SECRETS), "az", "az://c/x")
     assert isinstance(told, Unavailable)
