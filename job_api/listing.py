@@ -70,7 +70,7 @@ def list_directories(url: str) -> list[str]:
     Raises:
         CannotList: there is none, or the place cannot be listed.
     """
-    from job_api.stores import StoreError, locate, open_store  # noqa: PLC0415 - see above
+    from job_api.stores import StoreError, locate, open_listing  # noqa: PLC0415 - see above
 
     try:
         location = locate(url)
@@ -79,7 +79,7 @@ def list_directories(url: str) -> list[str]:
                 f"{url} is a web server, which only workers list; give its directories by --jobs-file FILE, and for a "
                 f"new project --source {url}; a container or bucket is written az://, s3:// or gs://"
             )
-        store = open_store(location)
+        store = open_listing(location)
         names = begin(store.directories).result()
         loose = None if names else begin(lambda: next(store.objects(""), None)).result()
     except StoreError as error:

@@ -41,6 +41,7 @@ __all__ = [
     "BadLocation",
     "ContainerNotThere",
     "Denied",
+    "Listing",
     "Location",
     "NotThere",
     "Store",
@@ -48,6 +49,7 @@ __all__ = [
     "StoredObject",
     "Unavailable",
     "locate",
+    "open_listing",
     "open_store",
 ]
 
@@ -68,8 +70,8 @@ class StoredObject:
     size: int
 
 
-class Store(ABC):
-    """What lies at one location. Everything here raises a `StoreError` when it cannot be done."""
+class Listing(ABC):
+    """The names of what lies at one location. Everything here raises a `StoreError` when it cannot be done."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
@@ -86,6 +88,10 @@ class Store(ABC):
         that cannot be named is a `BadKey`, here or where it is read.
         """
 
+
+class Store(Listing):
+    """What lies at one location in object storage."""
+
     @abstractmethod
     def read(self, key: str, max_bytes: int) -> bytes | int:
         """The bytes of an object, or its size when that is more than `max_bytes`."""
@@ -95,22 +101,30 @@ class Store(ABC):
         """Put an object there, whole or not at all, in place of one that is there."""
 
 
+def open_listing(where: str | Location, patience_seconds: float = PATIENCE_SECONDS) -> Listing:
+    """The same as `open_store`, for who wants names alone; a directory of this machine has them, too."""
+    location = locate(where) if isinstance(where, str) else where
+    if location.kind == "file":
+        from job_api.folders import FolderListing  # noqa: PLC0415  (it is a Listing, too)
+
+        return FolderListing(location)
+    return open_store(location, patience_seconds)
+
+
 def open_store(where: str | Location, patience_seconds: float = PATIENCE_SECONDS) -> Store:
-    """Open the storage that a URL names, with the credentials of this process's environment. Asks nothing of it yet.
+    """Open the object storage that a URL names, with the credentials of this process's environment; asks nothing yet.
 
     Args:
         where: its URL, or location.
         patience_seconds: for how long what fails is tried again.
 
     Raises:
-        BadLocation: the URL makes no sense, or is of a kind that cannot be listed.
+        BadLocation: the URL makes no sense, or is of another kind.
         Denied: a credential is missing or makes no sense.
     """
     location = locate(where) if isinstance(where, str) else where
     if location.kind == "file":
-        from job_api.folders import FolderStore  # noqa: PLC0415  (it is a Store, too)
-
-        return FolderStore(location)
+        raise BadLocation(f"{location} is a directory of this machine; use an az, s3 or gs URL")
     if location.kind == "http":
         raise BadLocation(f"{location} is on a web server, which cannot be listed; use a file, az, s3 or gs URL")
     return ObjectStore(location, patience_seconds)
