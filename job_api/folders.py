@@ -1,31 +1,30 @@
-"""A directory of this machine, or mounted on it, as a store. obstore's own passes over names such as `a.png#1`."""
+"""What lies in a directory of this machine, or mounted on it. obstore's own listing skips names like `a.png#1`."""
 
 import os
-import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from job_api.locations import Location
-from job_api.stores import BadKey, ContainerNotThere, Denied, NotThere, Store, StoredObject, StoreError, Unavailable
+from job_api.stores import BadKey, ContainerNotThere, Denied, Listing, StoredObject, StoreError, Unavailable
 
 
-class FolderStore(Store):
-    """See `Store`. Links to files are followed, and links to folders where those are asked for by name."""
+class FolderListing(Listing):
+    """See `Listing`. Links to files are followed, and links to folders where those are asked for by name."""
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
         self._root = Path("/", location.prefix)
 
     def directories(self) -> list[str]:
-        """See `Store`."""
+        """See `Listing`."""
         try:
             with os.scandir(self._root) as entries:
                 return sorted(entry.name for entry in entries if entry.is_dir())
         except OSError as error:
-            raise _fault(error, self._root, root=True) from None
+            raise _fault(error, self._root) from None
 
     def objects(self, directory: str) -> Iterator[StoredObject]:
-        """See `Store`."""
+        """See `Listing`."""
         if not self._root.is_dir():
             raise ContainerNotThere(f"there is no directory {self._root}; is it mounted?")
         top = self._path(directory)
@@ -35,34 +34,6 @@ class FolderStore(Store):
             return
         except OSError as error:
             raise _fault(error, top) from None
-
-    def read(self, key: str, max_bytes: int) -> bytes | int:
-        """See `Store`."""
-        path = self._path(key)
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                return size if size > max_bytes else file.read(max_bytes + 1)
-        except OSError as error:
-            raise _fault(error, path) from None
-
-    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
-        """See `Store`."""
-        path = self._path(key)
-        part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("wb") as file:
-                    for piece in [data] if isinstance(data, bytes) else data:
-                        file.write(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise _fault(error, path) from None
 
     def _path(self, key: str) -> Path:
         if key and ("\0" in key or any(part in ("", ".", "..") for part in key.split("/"))):
@@ -84,14 +55,12 @@ def _walk(folder: Path, key: str) -> Iterator[StoredObject]:
             continue  # it has gone since its folder was listed
 
 
-def _fault(error: OSError, path: Path, *, root: bool = False) -> StoreError:
+def _fault(error: OSError, path: Path) -> StoreError:
     reason = error.strerror or type(error).__name__
     match error:
-        case FileNotFoundError() | NotADirectoryError() if root:
-            return ContainerNotThere(f"there is no directory {path}; is it mounted?")
         case FileNotFoundError() | NotADirectoryError():
-            return NotThere(f"there is no {path}")
+            return ContainerNotThere(f"there is no directory {path}; is it mounted?")
         case PermissionError():
-            return Denied(f"{path}: {reason}; let this user read and write there")
+            return Denied(f"{path}: {reason}; let this user read there")
         case _:
             return Unavailable(f"{path}: {reason}")
