@@ -3,9 +3,9 @@
 Three kinds of threads meet here under one lock: one for each job that is being listed, those that read, and the main
 thread, which takes images out. Nothing is read or listed in here.
 
-Within a job images are handed out in the order of its listing; where its next one is still on its way, a later job's
-may go before it, but only for the same engine: a change of engines takes half a minute. For the same reason, and so
-that the room cannot be full of images that nobody may take, a job for another engine is not read before its turn.
+Of what has come, the earliest of the earliest job is handed out first; nothing waits for what is still on its way, so
+that a read that hangs keeps one place and not the room. A job for another engine is not read before its turn: a change
+of engines takes half a minute, and the room could be full of images that nobody may take.
 """
 
 import itertools
@@ -44,7 +44,7 @@ class Lookahead:
         self._images = 0
         self._bytes = 0
         self._likely_bytes = float(max_image_bytes)
-        self._peeked: Reading | None = None
+        self._peeked: tuple[Reading, Slot] | None = None
         self._task_ids = itertools.count(1)
         self._stopped = False
 
@@ -232,15 +232,16 @@ class Lookahead:
         with self._lock:
             self._drop_unwanted()
             self._peeked = self._peeked or self._next_to_take()
-            return self._peeked.slots[0].image if self._peeked is not None else None
+            return self._peeked[1].image if self._peeked is not None else None
 
     def take(self) -> ReadImage | None:
         """Take out the next image: the one that `peek` has shown, if it has."""
         with self._lock:
-            if (reading := self._peeked or self._next_to_take()) is None:
+            if (following := self._peeked or self._next_to_take()) is None:
                 return None
             self._peeked = None
-            slot = reading.slots.popleft()
+            reading, slot = following
+            reading.slots.remove(slot)
             self._free(slot)
             self._leave(reading)
             if not reading.slots:
@@ -248,8 +249,9 @@ class Lookahead:
             self._wake_a_reader()
             return slot.image
 
-    def _next_to_take(self) -> Reading | None:
-        return next((r for r in self._in_turn() if r.slots and r.slots[0].image is not None), None)
+    def _next_to_take(self) -> tuple[Reading, Slot] | None:
+        come = ((reading, slot) for reading in self._in_turn() for slot in reading.slots if slot.image is not None)
+        return next(come, None)
 
     def _drop_unwanted(self) -> None:
         """Forget the images of jobs that nobody wants; what is on its way keeps its room until it has come."""
@@ -259,7 +261,7 @@ class Lookahead:
                 self._free(slot)
             reading.listed.clear()
             reading.changed.notify_all()
-            if self._peeked is reading:
+            if self._peeked is not None and self._peeked[0] is reading:
                 self._peeked = None
             self._leave(reading)
             self._wake_a_reader()
