@@ -16,10 +16,15 @@ from tests.scripted import Answer, Asked, problem, serving
 from tests.serving import wait_for
 from tests.storage import HeldStorage, images, numbered
 from uworker.holding import Ending, Holding
-from uworker.images import ImageFile, NoImages, StorageFault, Verdict
-from uworker.lookahead import MAX_BYTES_AHEAD, MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD
+from uworker.images import DirectoryDenied, ImageFile, NoImages, StorageFault, Verdict
+from uworker.lookahead import (
+    MAX_BYTES_AHEAD,
+    MAX_IMAGES_AHEAD,
+    MAX_LISTED_AHEAD,
+    Lookahead,
+)
 from uworker.reader import JOBS_AT_ONCE, READS_AT_ONCE, Reader
-from uworker.readings import ReadImage
+from uworker.readings import GIVE_UP_FAULTS, GIVE_UP_SECONDS, ReadImage
 from uworker.settings import WorkerSettings
 
 MAX_IMAGE_BYTES = 100_000_000
@@ -350,16 +355,67 @@ def test_a_fault_within_a_listing_fails_the_job_once_what_came_before_is_recogni
     assert holding.rows_waiting() == len(taken) == len(names)
 
 
-def test_a_fault_of_a_read_is_its_jobs_and_of_no_other(start: Start) -> None:
+def test_a_fault_of_a_read_is_its_jobs_and_all_else_of_the_job_is_done(start: Start) -> None:
+    """Or each attempt would store the few images that were on their way with it, and so never be charged."""
     storage = HeldStorage({"a": images(*numbered(500)), "b": images("b.png")})
-    storage.outcomes["00001.png"] = StorageFault("it did not answer")
+    bad_images = {"00001.png": "it is archived", "00002.png": "it is archived, too", "00499.png": "an input error"}
+    storage.outcomes |= {name: StorageFault(message) for name, message in bad_images.items()}
+    storage.outcomes["00003.png"] = Verdict(ResultStatus.MISSING, "gone")
+    storage.held_reads = {"00002.png": threading.Event(), "00499.png": threading.Event()}
     bad, good = job("a"), job("b", 2)
     reader = start(storage, bad, good)
+    wait_for(lambda: recognise(reader) or ending(good) is Ending.COMPLETE)
+    assert not bad.abandoned
+    for held in storage.held_reads.values():
+        held.set()
     wait_for(lambda: recognise(reader) or bad.failure)
     assert bad.failure is not None
-    assert (bad.failure.reason, bad.failure.message) == ("storage", "it did not answer")
+    assert (bad.failure.reason, bad.failure.retryable) == ("storage", True)
+    assert bad.failure.message == "3 of 500 images could not be read; the first of them: it is archived"
+    assert bad.rows_waiting() == 497
+
+
+def test_a_fault_that_is_no_single_images_ends_the_reading_at_once(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(500))})
+    storage.outcomes["00001.png"] = DirectoryDenied("not in here")
+    holding = job("a")
+    reader = start(storage, holding)
+    wait_for(lambda: recognise(reader) or holding.failure)
+    assert holding.failure is not None
+    assert (holding.failure.reason, holding.failure.message) == ("directory-denied", "not in here")
     assert len(storage.begun) < 500
-    wait_for(lambda: recognise(reader) or ending(good) is Ending.COMPLETE)
+
+
+def test_storage_that_gives_nothing_for_a_while_is_given_up() -> None:
+    """Neither because of some images in a row, nor after each of a million was tried for a minute."""
+    now = 0.0
+    ahead = Lookahead(MAX_IMAGE_BYTES, clock=lambda: now)
+    reading, storage = ahead.begin(job("a")), HeldStorage({})
+    for image in images(*numbered(400))():
+        ahead.add(reading, storage, image)
+
+    def settle(outcome: bytes | StorageFault, seconds: float, count: int = 1) -> None:
+        """Reads that were begun at once, and took so long."""
+        nonlocal now
+        reads = [ahead.pick() for _ in range(count)]
+        now += seconds
+        for read in reads:
+            assert read is not None
+            ahead.settle(read, outcome)
+
+    fault = StorageFault("it did not answer")
+    for _ in range(100):
+        settle(fault, GIVE_UP_SECONDS / 200)
+    settle(b"bytes", GIVE_UP_SECONDS)
+    for _ in range(GIVE_UP_FAULTS - 1):
+        settle(fault, GIVE_UP_SECONDS)
+    settle(b"bytes", 0)
+    settle(fault, GIVE_UP_SECONDS, GIVE_UP_FAULTS - 1)
+    ahead.check(reading)
+    settle(fault, 0)
+    with pytest.raises(StorageFault, match="it did not answer"):
+        ahead.check(reading)
+    assert not reading.listed
 
 
 def test_images_without_bytes_become_rows_wherever_that_is_found_out(start: Start) -> None:

@@ -10,11 +10,12 @@ of engines takes half a minute, and the room could be full of images that nobody
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from job_api.schemas import ResultStatus
 from uworker.holding import Holding
-from uworker.images import ImageFile, Source, Verdict
+from uworker.images import ImageFile, Source, StorageFault, Verdict
 from uworker.readings import Read, ReadImage, Reading, Slot, Unwanted
 from uworker.tasks import ImageTask
 
@@ -34,10 +35,12 @@ class Lookahead:
 
     Args:
         max_image_bytes: larger images are not read by any source.
+        clock: for how long reads have failed.
     """
 
-    def __init__(self, max_image_bytes: int) -> None:
+    def __init__(self, max_image_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_image_bytes = max_image_bytes
+        self._clock = clock
         self._lock = threading.Lock()
         self._may_read = threading.Condition(self._lock)
         self._readings: list[Reading] = []
@@ -78,7 +81,7 @@ class Lookahead:
         """Have an image read when its turn comes; waits while enough are listed.
 
         Raises:
-            Unwanted: as it says; whatever a read of this job has raised is raised here, too.
+            Unwanted: as it says; what has ended the reading of this job is raised here, too.
         """
         with self._lock:
             self.check(reading)
@@ -92,10 +95,13 @@ class Lookahead:
 
         Raises:
             Unwanted: as of `add`.
+            StorageFault: all was tried, and the storage did not give some of it.
         """
         with self._lock:
             reading.is_listed = True
             self._wait(reading, lambda: reading.is_read or bool(reading.refused))
+            if reading.is_read and reading.faults.count:
+                raise reading.faults.as_one(reading.count)
             return reading.is_read
 
     def pause(self, reading: Reading) -> None:
@@ -110,7 +116,7 @@ class Lookahead:
             self.check(reading)
 
     def drain(self, reading: Reading) -> bool:
-        """Wait until what was listed is recognised, unless a read has failed: then what is in memory.
+        """Wait until what was listed is recognised, unless its reading was ended: then what is in memory.
 
         Returns:
             Whether the job is still wanted.
@@ -170,7 +176,7 @@ class Lookahead:
             reading.changed.notify_all()
         # Several may be read after one large image has gone.
         self._wake_a_reader()
-        return Read(reading, slot, source, image)
+        return Read(reading, slot, source, image, self._clock())
 
     def settle(self, read: Read, outcome: bytes | Verdict | Exception) -> None:
         """What has come of a read."""
@@ -193,12 +199,23 @@ class Lookahead:
                 self._leave(reading)
             if isinstance(outcome, Verdict):
                 reading.refused.append((read.image.name, outcome))
-            elif isinstance(outcome, Exception) and reading.fault is None:
-                reading.fault = outcome
-                reading.listed.clear()
+            if isinstance(outcome, Exception):
+                self._note_fault(read, outcome)
+            else:
+                reading.faults.interrupt()
             if reading.refused or reading.fault is not None or (reading.is_listed and not reading.on_their_way):
                 reading.changed.notify_all()
             self._wake_a_reader()
+
+    def _note_fault(self, read: Read, error: Exception) -> None:
+        """A single image that the storage does not give ends nothing: an attempt does all that can be done."""
+        reading = read.reading
+        if isinstance(error, StorageFault):
+            if not reading.faults.note(error, read.began_at, self._clock()):
+                return
+            error = reading.faults.as_one(reading.count)
+        reading.fault = reading.fault or error
+        reading.listed.clear()
 
     def _learn_size(self, outcome: bytes | Verdict) -> None:
         if isinstance(outcome, bytes):
