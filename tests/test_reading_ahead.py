@@ -16,7 +16,7 @@ from tests.scripted import Answer, Asked, problem, serving
 from tests.serving import wait_for
 from tests.storage import HeldStorage, images, numbered
 from uworker.holding import Ending, Holding
-from uworker.images import DirectoryDenied, ImageFile, NoImages, StorageFault, Verdict
+from uworker.images import DirectoryDenied, ImageFile, NoImages, SourceDenied, StorageFault, Verdict
 from uworker.lookahead import (
     MAX_BYTES_AHEAD,
     MAX_IMAGES_AHEAD,
@@ -33,13 +33,16 @@ Start = Callable[..., Reader]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts readers: `start(storage, *holdings)`."""
+    """Starts readers: `start(storage, *holdings)`, with one storage, or several by the URLs of their sources."""
     started: list[Reader] = []
 
-    def begin(storage: HeldStorage, *holdings: Holding, root: str = "http://service") -> Reader:
+    def begin(
+        storage: HeldStorage | dict[str, HeldStorage], *holdings: Holding, root: str = "http://service"
+    ) -> Reader:
         settings = WorkerSettings(job_api_root=root, max_image_bytes=MAX_IMAGE_BYTES)
         client = Client(root, token="t", retry_seconds=0)
-        reader = Reader(client, settings, lambda: None, source_of=storage.source_of)
+        source_of = (lambda url: storage[url]) if isinstance(storage, dict) else storage.source_of
+        reader = Reader(client, settings, lambda: None, source_of=source_of)
         started.append(reader)
         reader.start()
         for holding in holdings:
@@ -51,8 +54,10 @@ def start() -> Iterator[Start]:
         reader.stop()
 
 
-def job(directory: str, number: int = 1, *, engine: str = "decimer", results: int = 0) -> Holding:
-    changes = {"job_id": number, "directory": directory, "engine": engine, "results_count": results}
+def job(
+    directory: str, number: int = 1, *, engine: str = "decimer", results: int = 0, source: str = LEASE.source
+) -> Holding:
+    changes = {"job_id": number, "directory": directory, "engine": engine, "results_count": results, "source": source}
     return Holding(LEASE.model_copy(update=changes), "w")
 
 
@@ -416,6 +421,40 @@ def test_storage_that_gives_nothing_for_a_while_is_given_up() -> None:
     with pytest.raises(StorageFault, match="it did not answer"):
         ahead.check(reading)
     assert not reading.listed
+
+
+@pytest.mark.parametrize("listing", [True, False], ids=["listing", "reads"])
+def test_a_source_that_does_not_let_in_a_worker_that_others_let_in_costs_its_jobs_alone(
+    start: Start, listing: bool
+) -> None:
+    """Or one project with a wrong source would end the workers of all projects, one after another."""
+    denied = SourceDenied("403")
+    closed = HeldStorage({"b": lambda: iter([denied])} if listing else {"b": images("b.png")})
+    closed.outcomes["b.png"] = denied
+    reader = start({"az://open": HeldStorage({"a": images("a.png")}), "az://closed": closed})
+    bad, good = job("b", 2, source="az://closed"), job("a", source="az://open")
+    reader.add(good)
+    wait_for(lambda: recognise(reader) or ending(good) is Ending.COMPLETE)
+    reader.add(bad)
+    wait_for(lambda: bad.failure is not None or reader.denied)
+    assert reader.denied is None
+    assert bad.failure is not None
+    assert (bad.failure.reason, bad.failure.message, bad.failure.retryable) == ("source-denied", "403", True)
+
+
+def test_a_worker_that_no_other_source_lets_in_is_denied_and_charges_no_job(start: Start) -> None:
+    """Also where its credential expires; and what another source lists, and does not give, says nothing for it."""
+    own, other = HeldStorage({"a": images("1.png", "2.png")}), HeldStorage({"b": images("b.png")})
+    own.outcomes["2.png"] = SourceDenied("expired")
+    other.outcomes["b.png"] = Verdict(ResultStatus.UNREADABLE, "403")
+    reader = start({"az://own": own, "az://other": other})
+    listed, denied = job("b", 2, source="az://other"), job("a", source="az://own")
+    reader.add(listed)
+    wait_for(lambda: ending(listed) is Ending.COMPLETE)
+    reader.add(denied)
+    wait_for(lambda: recognise(reader) or reader.denied)
+    assert reader.denied == "expired"
+    assert not denied.abandoned
 
 
 def test_images_without_bytes_become_rows_wherever_that_is_found_out(start: Start) -> None:
