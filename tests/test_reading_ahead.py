@@ -12,7 +12,7 @@ import pytest
 from job_api.client import Client
 from job_api.schemas import ResultStatus
 from tests.plugins.holder import LEASE
-from tests.scripted import Answer, Asked, problem, serving
+from tests.scripted import LATEST_END_SECONDS, Answer, Asked, problem, serving
 from tests.serving import wait_for
 from tests.storage import HeldStorage, images, numbered
 from uworker.holding import Ending, Holding
@@ -292,6 +292,22 @@ def test_a_job_of_which_the_service_says_nothing_holds_up_nobody(start: Start) -
         answered.set()
         assert take_names(reader, 1) == ["a.png"]
         wait_for(lambda: first.image_count == 2)
+
+
+def test_jobs_whose_questions_get_no_answer_hold_up_nobody(start: Start) -> None:
+    """An answer may take as long as the client's time-out, and as it tries again, for each of them."""
+    unanswered = 4
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(body={"items": []}) if f"/jobs/{unanswered}/" in asked.path else Answer(hold=True)
+
+    storage = HeldStorage({"a": images("a.png"), "b": images("b.png")})
+    with serving(answer) as server:
+        reader = start(storage, *(job("a", number, results=1) for number in range(unanswered)), root=server.root)
+        wait_for(lambda: server.asked)
+        reader.add(job("b", unanswered, results=1))
+        wait_for(lambda: reader.peek() is not None, LATEST_END_SECONDS / 2)
+        assert take_names(reader, 1) == ["b.png"]
 
 
 def test_an_abandoned_job_is_read_no_further_and_gives_its_room_away(start: Start) -> None:

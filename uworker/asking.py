@@ -1,6 +1,6 @@
-"""The asking thread: which images of a job need no work, asked for jobs that were begun before.
+"""The asking threads: which images of a job need no work, asked for jobs that were begun before.
 
-It waits for a service that is away, and asks for the other jobs meanwhile where the service has trouble with one alone.
+They wait for a service that is away, and ask for the other jobs meanwhile where the service has trouble with some alone.
 """
 
 import logging
@@ -15,6 +15,8 @@ from uworker.holding import Holding
 
 log = logging.getLogger(__name__)
 
+# An answer may take as long as the client waits for it and tries again; so many jobs may be without one at a time.
+THREADS = 8
 RETRY_SECONDS = 2.0
 # How often a fault of the service's own, or a refusal, is waited out before it is the job's: five minutes of them.
 MAX_FAULTS = 150
@@ -47,11 +49,15 @@ class Asker:
         self._changed = threading.Condition()
         self._questions: list[_Question] = []
         self._stopped = False
-        self._thread = threading.Thread(target=self._ask_for_ever, name="asker", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._ask_for_ever, name=f"asker-{number}", daemon=True)
+            for number in range(THREADS)
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Ask no more."""
