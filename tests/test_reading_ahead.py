@@ -185,6 +185,24 @@ def test_images_of_unknown_size_are_taken_for_large_until_some_were_seen(start: 
     storage.reads_open.set()
 
 
+def test_sizes_of_a_listing_that_understates_them_are_believed_once(start: Start) -> None:
+    """Or its images would be in memory sixteen at a time, however large they are."""
+    size, names = 60_000_000, numbered(3 * READS_AT_ONCE)
+    storage = HeldStorage({"a": images(*names, size=20)})
+    storage.outcomes = dict.fromkeys(names, bytes(size))
+    storage.reads_open.clear()
+    reader = start(storage, job("a"))
+    wait_for(lambda: storage.at_once == READS_AT_ONCE)
+    storage.reads_open.set()
+    wait_for(lambda: storage.at_once == 0)
+    storage.reads_open.clear()
+    fit = MAX_BYTES_AHEAD // MAX_IMAGE_BYTES
+    wait_for(lambda: reader.take() is None and storage.at_once >= fit)
+    with pytest.raises(AssertionError):
+        wait_for(lambda: storage.at_once > fit, 1)
+    storage.reads_open.set()
+
+
 def test_a_listing_without_end_is_read_from_its_beginning_on_and_not_run_ahead_of(start: Start) -> None:
     storage = HeldStorage({"a": lambda: (ImageFile(f"{n}.png", "", size=9) for n in itertools.count())})
     holding = job("a")

@@ -25,8 +25,9 @@ MAX_BYTES_AHEAD = 256_000_000
 MAX_LISTED_AHEAD = 1_000
 # A lease that is lost, or an image that a recogniser has finished, notifies nobody here.
 LOOK_AGAIN_SECONDS = 0.5
-# An image whose size the listing does not tell is taken for so many times the largest of those before it, and for the
-# largest that is read at all until some were seen; the largest fades, or one giant would slow the reading for ever.
+# An image whose size the listing does not tell, or whose listing was wrong before, is taken for so many times the largest
+# of those before it, and for the largest that is read at all until some were seen; the largest fades, or one giant would
+# slow the reading for ever. That is no bound: what is on its way at once may all be larger.
 LIKELY_TIMES, FADING = 4, 0.95
 
 
@@ -167,7 +168,7 @@ class Lookahead:
 
     def _pick_from(self, reading: Reading) -> Read:
         source, image = reading.listed.popleft()
-        slot = Slot(self._likely_size(image))
+        slot = Slot(self._likely_size(reading, image))
         reading.slots.append(slot)
         reading.on_their_way += 1
         self._images += 1
@@ -185,7 +186,9 @@ class Lookahead:
                 return
             reading, slot = read.reading, read.slot
             reading.on_their_way -= 1
-            if read.image.size is None and not isinstance(outcome, Exception):
+            if isinstance(outcome, bytes) and read.image.size is not None and len(outcome) > read.image.size:
+                reading.sizes_are_wrong = True
+            if not self._is_size_known(reading, read.image) and not isinstance(outcome, Exception):
                 self._learn_size(outcome)
             if isinstance(outcome, bytes):
                 task = ImageTask(next(self._task_ids), read.image.name, outcome)
@@ -224,15 +227,18 @@ class Lookahead:
             # It may have been read up to that size.
             self._likely_bytes = self._max_image_bytes
 
-    def _likely_size(self, image: ImageFile) -> int:
-        likely = int(self._likely_bytes) if image.size is None else image.size
-        return min(likely, self._max_image_bytes)
+    def _likely_size(self, reading: Reading, image: ImageFile) -> int:
+        known = image.size if self._is_size_known(reading, image) else None
+        return min(int(self._likely_bytes) if known is None else known, self._max_image_bytes)
+
+    def _is_size_known(self, reading: Reading, image: ImageFile) -> bool:
+        return image.size is not None and not reading.sizes_are_wrong
 
     def _next_to_read(self) -> Reading | None:
         """The first job that has an image to read, if there is room for it: a later one must not take it away."""
         for reading in self._in_turn():
             if reading.listed:
-                size = self._likely_size(reading.listed[0][1])
+                size = self._likely_size(reading, reading.listed[0][1])
                 # One image always has room, however large it is.
                 fits = self._images < MAX_IMAGES_AHEAD and self._bytes + size <= MAX_BYTES_AHEAD
                 return reading if fits or not self._images else None

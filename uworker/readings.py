@@ -70,6 +70,7 @@ class Reading:
         refused: Images that came without bytes, with the reason; their rows are still to be made.
         is_listed: Whether nothing will be added any more.
         is_over: Whether nobody waits for its reads any more.
+        sizes_are_wrong: Whether an image was larger than its listing says: then it is believed no more.
         faults: Images that the storage did not give.
         fault: What ended the reading before its end, if something did.
     """
@@ -84,6 +85,7 @@ class Reading:
     on_their_way: int = 0
     is_listed: bool = False
     is_over: bool = False
+    sizes_are_wrong: bool = False
     faults: Faults = field(default_factory=Faults)
     fault: Exception | None = None
 
