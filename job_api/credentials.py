@@ -6,6 +6,7 @@ Nothing of it is kept, logged or sent anywhere but to the store. Most is object_
 import importlib.util
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ CloudStore = AzureStore | S3Store | GCSStore
 # longer each time, with jitter, and reads no Retry-After. A store that is away is known in 45 to 65 seconds.
 PATIENCE_SECONDS = 45.0
 MAX_SILENCE_SECONDS = 20.0
+# The same where large parts are sent: the library counts from a request's beginning, and an answer comes at its end.
+MAX_SENDING_SECONDS = 300.0
 CLOUDS = ("AWS_", "AZURE_", "GOOGLE_")
 # Of the well-known account that every emulator has; no secret.
 EMULATOR_ACCOUNT = "devstoreaccount1"
@@ -43,12 +46,20 @@ AWS_OWN = (
 )
 
 
-def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> CloudStore:
+@dataclass(frozen=True)
+class Limits:
+    """For how long what fails is tried again, and how long a server may say nothing."""
+
+    patience_seconds: float = PATIENCE_SECONDS
+    silence_seconds: float = MAX_SILENCE_SECONDS
+
+
+def connect(location: Location, limits: Limits) -> CloudStore:
     """The library's store for the container or bucket of a location; asks nothing of it yet.
 
     Args:
         location: of a kind that has containers or buckets.
-        patience_seconds: for how long what fails is tried again.
+        limits: of time.
 
     Raises:
         Denied: something is missing in the environment, or makes no sense; names the variables.
@@ -58,11 +69,11 @@ def connect(location: Location, patience_seconds: float = PATIENCE_SECONDS) -> C
     try:
         match location.kind:
             case "az":
-                return _azure(location, os.environ, patience_seconds)
+                return _azure(location, os.environ, limits)
             case "s3":
-                return _s3(location, os.environ, patience_seconds)
+                return _s3(location, os.environ, limits)
             case "gs":
-                return _google(location, os.environ, patience_seconds)
+                return _google(location, os.environ, limits)
     except RAISED:
         # The library's text may quote what it could not read.
         raise Denied(f"the credentials for {location} make no sense; {WHAT_TO_SET[location.kind]}") from None
@@ -75,7 +86,8 @@ def _forget_empty() -> None:
         del os.environ[name]
 
 
-def _retry(patience_seconds: float) -> "RetryConfig":
+def _retry(limits: Limits) -> "RetryConfig":
+    patience_seconds = limits.patience_seconds
     return {
         # So many that the time decides. Each pause is random, up to `base` times the last one: with 2 they hardly grow.
         "max_retries": 100,
@@ -88,13 +100,13 @@ def _retry(patience_seconds: float) -> "RetryConfig":
     }
 
 
-def _client(endpoint: str | None, patience_seconds: float) -> "ClientConfig":
+def _client(endpoint: str | None, limits: Limits) -> "ClientConfig":
     """Time limits; plain HTTP only where the operator wrote it."""
     return {
         "allow_http": bool(endpoint and endpoint.lower().startswith("http://")),
         "connect_timeout": "5s",
         # Between two pieces of an answer: a large image on a slow line is no fault.
-        "read_timeout": timedelta(seconds=min(MAX_SILENCE_SECONDS, patience_seconds)),
+        "read_timeout": timedelta(seconds=limits.silence_seconds),
         "timeout": "10m",
         "user_agent": "decimer-jobs",
     }
@@ -108,7 +120,7 @@ def _is_on(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def _azure(location: Location, environ: Mapping[str, str], patience_seconds: float) -> AzureStore:
+def _azure(location: Location, environ: Mapping[str, str], limits: Limits) -> AzureStore:
     given = _connection_string(environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
     account = given.get("account_name") or _first(environ, AZURE_ACCOUNT)
     config: dict[str, Any] = {
@@ -140,8 +152,8 @@ def _azure(location: Location, environ: Mapping[str, str], patience_seconds: flo
     return AzureStore(
         location.bucket,
         config={name: value for name, value in config.items() if value},  # type: ignore[arg-type]
-        client_options=_client(config["endpoint"], patience_seconds),
-        retry_config=_retry(patience_seconds),
+        client_options=_client(config["endpoint"], limits),
+        retry_config=_retry(limits),
     )
 
 
@@ -176,7 +188,7 @@ def _connection_string(text: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _s3(location: Location, environ: Mapping[str, str], patience_seconds: float) -> S3Store:
+def _s3(location: Location, environ: Mapping[str, str], limits: Limits) -> S3Store:
     endpoint = _first(environ, AWS_ENDPOINT)
     config: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     provider = None
@@ -189,8 +201,8 @@ def _s3(location: Location, environ: Mapping[str, str], patience_seconds: float)
     return S3Store(
         location.bucket,
         config=config,  # type: ignore[arg-type]
-        client_options=_client(endpoint, patience_seconds),
-        retry_config=_retry(patience_seconds),
+        client_options=_client(endpoint, limits),
+        retry_config=_retry(limits),
         credential_provider=provider,
     )
 
@@ -230,7 +242,7 @@ def _profile(environ: Mapping[str, str]) -> Any:
         return None
 
 
-def _google(location: Location, environ: Mapping[str, str], patience_seconds: float) -> GCSStore:
+def _google(location: Location, environ: Mapping[str, str], limits: Limits) -> GCSStore:
     emulator = environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
@@ -248,6 +260,6 @@ def _google(location: Location, environ: Mapping[str, str], patience_seconds: fl
     return GCSStore(
         location.bucket,
         config=config,  # type: ignore[arg-type]
-        client_options=_client(endpoint, patience_seconds),
-        retry_config=_retry(patience_seconds),
+        client_options=_client(endpoint, limits),
+        retry_config=_retry(limits),
     )

@@ -8,19 +8,16 @@ import fnmatch
 import glob
 import re
 import shlex
-import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from job_api.apart import begin
 from job_api.terminal import printable
 
 if TYPE_CHECKING:
     from job_api.stores import Location
-
-T = TypeVar("T")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -83,27 +80,13 @@ def list_directories(url: str) -> list[str]:
                 f"new project --source {url}; a container or bucket is written az://, s3:// or gs://"
             )
         store = open_store(location)
-        names = _interruptible(store.directories)
-        loose = None if names else _interruptible(lambda: next(store.objects(""), None))
+        names = begin(store.directories).result()
+        loose = None if names else begin(lambda: next(store.objects(""), None)).result()
     except StoreError as error:
         raise CannotList(str(error)) from None
     if not names:
         raise _no_directory(location, loose.key if loose else None)
     return names
-
-
-def _interruptible(ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises. Ctrl-C ends this at once, and not when storage that is away has been given up."""
-    answer: Future[T] = Future()
-
-    def wait_for_it() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:  # noqa: BLE001 - whoever asks gets it
-            answer.set_exception(error)
-
-    threading.Thread(target=wait_for_it, name="listing", daemon=True).start()
-    return answer.result()
 
 
 def _no_directory(location: "Location", loose: str | None) -> CannotList:

@@ -8,10 +8,18 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import obstore
 
-from job_api.credentials import PATIENCE_SECONDS, CloudStore, connect
+from job_api.credentials import (
+    MAX_SENDING_SECONDS,
+    MAX_SILENCE_SECONDS,
+    PATIENCE_SECONDS,
+    CloudStore,
+    Limits,
+    connect,
+)
 from job_api.faults import (
     NO_OBJECT,
     RAISED,
@@ -44,6 +52,11 @@ __all__ = [
 ]
 
 PAGE_OBJECTS = 1_000
+# S3 and Google take 10,000 parts: 640 GiB. A part is in memory until it has arrived, so this costs up to 300 MiB.
+PART_BYTES = 64 << 20
+PARTS_AT_ONCE = 4
+# What is no larger is soon sent, so that a server which does not answer is known in time.
+PROMPT_BYTES = 1 << 20
 IMPOSSIBLE = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
 
 
@@ -67,9 +80,10 @@ class Store(ABC):
 
     @abstractmethod
     def objects(self, directory: str) -> Iterator[StoredObject]:
-        """All objects below a directory at any depth, in the order of their keys, a page at a time.
+        """All objects below a directory at any depth, in the order of their keys, each key once, a page at a time.
 
-        A directory that is not there has none; '' is the location itself. Markers of folders are passed over.
+        A directory that is not there has none; '' is the location itself. Markers of folders are passed over. An object
+        that cannot be named is a `BadKey`, here or where it is read.
         """
 
     @abstractmethod
@@ -107,7 +121,9 @@ class ObjectStore(Store):
 
     def __init__(self, location: Location, patience_seconds: float) -> None:
         super().__init__(location)
-        self._store: CloudStore = connect(location, patience_seconds)
+        self._patience_seconds = patience_seconds
+        silence_seconds = min(MAX_SILENCE_SECONDS, patience_seconds)
+        self._store: CloudStore = connect(location, Limits(patience_seconds, silence_seconds))
         self._answered = False
 
     def directories(self) -> list[str]:
@@ -121,21 +137,33 @@ class ObjectStore(Store):
 
     def objects(self, directory: str) -> Iterator[StoredObject]:
         """See `Store`."""
-        path = self._path(directory)
-        marker: StoredObject | None = None
-        for found in self._list(path, directory):
-            # The library cuts the slash off a marker's key: an empty object with others below it is a folder's.
-            if marker is not None and not found.key.startswith(marker.key + "/"):
-                yield marker
-            marker = found if found.size == 0 else None
-            if marker is None:
-                yield found
-        if marker is not None:
-            yield marker
+        empty: StoredObject | None = None
+        before = ""
+        # The library cuts the slash off the end of a key: an object after one whose key begins with the whole of its
+        # own is `a.png/`, after `a.png` or `a.png-1`, and an empty one with others below it is a folder's marker.
+        for found in self._list(directory):
+            if empty is not None and not found.key.startswith(empty.key + "/"):
+                yield empty
+            empty = None
+            if not before.startswith(found.key):
+                if found.size:
+                    yield found
+                else:
+                    empty = found
+            elif found.size:
+                raise BadKey(f"{self.location}/{found.key + '/'!r} {UNNAMEABLE}; rename it")
+            before = found.key
+        if empty is not None:
+            yield empty
 
-    def _list(self, path: str, directory: str) -> Iterator[StoredObject]:
+    def _list(self, directory: str, after: str | None = None) -> Iterator[StoredObject]:
+        """What the library lists below a directory; with `after`, from that key on or from one before it."""
+        path = self._path(directory)
         try:
-            for page in obstore.list(self._store, path or None, chunk_size=PAGE_OBJECTS):
+            pages = obstore.list(
+                self._store, path or None, chunk_size=PAGE_OBJECTS, offset=None if after is None else self._path(after)
+            )
+            for page in pages:
                 self._answered = True
                 for meta in page:
                     if len(meta["path"]) > len(path):
@@ -152,17 +180,35 @@ class ObjectStore(Store):
                 return size
             return answer.bytes().to_bytes()
         except RAISED as error:
-            if isinstance(error, FileNotFoundError) and service_code(error) not in NO_OBJECT:
+            if isinstance(error, FileNotFoundError) and service_code(error, self._path(key)) not in NO_OBJECT:
                 # Whether it is the container that has gone is found by asking for anything in it.
-                next(self._list(self._path(""), ""), None)
-            raise self._explain(error, key, of_object=True) from None
+                next(self._list(""), None)
+            fault = self._explain(error, key, of_object=True)
+            if isinstance(fault, NotThere) and self._ends_in_slash(key):
+                fault = BadKey(f"{self.location}/{key + '/'!r} {UNNAMEABLE}; rename it")
+            raise fault from None
+
+    def _ends_in_slash(self, key: str) -> bool:
+        """Whether an object that is not there is listed for the sake of another, which has a slash after this key."""
+        for found in self._list(key.rpartition("/")[0], after=key):
+            if found.key == key:
+                return found.size > 0
+            if found.key > key and not found.key.startswith(key):
+                break
+        return False
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """See `Store`."""
+        store = self._store if isinstance(data, bytes) and len(data) <= PROMPT_BYTES else self._sender
         try:
-            obstore.put(self._store, self._path(key), data)
+            obstore.put(store, self._path(key), data, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
         except RAISED as error:
-            raise self._explain(error, key, of_object=True) from None
+            raise self._explain(error, key, of_object=True, writing=True) from None
+
+    @cached_property
+    def _sender(self) -> CloudStore:
+        """The same store, with time to send a part on a slow line."""
+        return connect(self.location, Limits(self._patience_seconds, MAX_SENDING_SECONDS))
 
     def _path(self, key: str) -> str:
         """The whole key of what lies below the location."""
@@ -173,6 +219,11 @@ class ObjectStore(Store):
     def _below(self, path: str) -> str:
         return path[len(self.location.prefix) :].strip("/")
 
-    def _explain(self, error: BaseException, key: str = "", *, of_object: bool = False) -> StoreError:
+    def _explain(
+        self, error: BaseException, key: str = "", *, of_object: bool = False, writing: bool = False
+    ) -> StoreError:
         subject = f"{self.location}/{key}" if key else str(self.location)
-        return explain(error, self.location.kind, subject, of_object=of_object, answered=self._answered)
+        path = "/".join(part for part in (self.location.prefix, key) if part)
+        return explain(
+            error, self.location.kind, subject, path, writing=writing, of_object=of_object, answered=self._answered
+        )

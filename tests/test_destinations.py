@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from job_api.cli.destinations import BLOCK_BYTES, destination
 from job_api.client import Client, Unreachable
 from tests.emulators.azurite import Azurite
 from tests.emulators.buckets import Bucket
+from tests.emulators.relay import Hang, Relay
 from tests.emulators.s3 import S3Server
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, serving
-from tests.serving import PROGRAM, Serving
+from tests.serving import PROGRAM, Serving, wait_for
 
 ENGINE = schemas.EngineRun(weights="miniature")
 ROWS = 2_200
@@ -176,26 +178,56 @@ def test_export_that_makes_no_sense_any_more_leaves_the_older_object(checked: Bu
     assert unfinished_uploads(checked) == []
 
 
+@contextmanager
+def start_interruptible(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    # A program inherits an ignored SIGINT, which tests in the background have.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_export_leaves_the_older_object(checked: Bucket, signal_number: signal.Signals) -> None:
     rows = b"seq,image\r\n" + b"".join(b"%d,%s\r\n" % (n, b"x" * 9_000) for n in range(1, 3_000))
     with serving([Answer(200, rows, cut=True), Answer(hold=True)]) as server:
         env = os.environ | {"JOB_API_ROOT": server.root, "JOB_API_TOKEN": "t"}
         command = [PROGRAM, "results", "patents", "--status", "blank", "-o", f"{checked.url}/some where/results.csv"]
-        # A program inherits an ignored SIGINT, which tests in the background have.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            process = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        finally:
-            signal.signal(signal.SIGINT, before)
-        assert server.held.wait(END_SECONDS)
-        process.send_signal(signal_number)
-        said, complained = process.communicate(timeout=END_SECONDS)
+        with start_interruptible(command, env) as process:
+            assert server.held.wait(END_SECONDS)
+            process.send_signal(signal_number)
+            said, complained = process.communicate(timeout=END_SECONDS)
     assert process.returncode != 0
     assert "Traceback" not in said + complained
     assert checked.content() == OLD
     # Only a polite end can still take back what was sent.
     assert signal_number == signal.SIGTERM or unfinished_uploads(checked) == []
+
+
+@pytest.mark.parametrize("rows", [1, 3_000], ids=["small", "large"])
+def test_interrupt_is_heard_while_the_storage_does_not_answer(
+    checked: Bucket, rows: int, relay_to: Callable[[str], Relay], enter: Enter
+) -> None:
+    relay = relay_to(checked.emulator.server)
+    enter(checked.behind(relay.address).environment)
+    relay.plan(Hang(), times=1_000)
+    data = b"seq,image\r\n" + b"".join(b"%d,%s\r\n" % (n, b"x" * 9_000) for n in range(1, rows + 1))
+    with serving([Answer(200, data), Answer(200, b"seq,image\r\n")]) as server:
+        env = os.environ | {"JOB_API_ROOT": server.root, "JOB_API_TOKEN": "t"}
+        command = [PROGRAM, "results", "patents", "--status", "blank", "-o", f"{checked.url}/some where/results.csv"]
+        with start_interruptible(command, env) as process:
+            wait_for(lambda: relay.seen)
+            process.send_signal(signal.SIGINT)
+            said, complained = process.communicate(timeout=END_SECONDS / 2)
+    assert process.returncode != 0
+    assert "Traceback" not in said + complained
+    assert checked.content() == OLD
 
 
 # --- what is said ---

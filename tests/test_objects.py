@@ -15,7 +15,16 @@ from tests.emulators.s3 import S3Server
 from tests.plugins.clouds import Setter
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
-from uworker.images import BadName, ImageFile, NoImages, SourceDenied, SourceUnsupported, StorageFault, Verdict
+from uworker.images import (
+    BadName,
+    DirectoryDenied,
+    ImageFile,
+    NoImages,
+    SourceDenied,
+    SourceUnsupported,
+    StorageFault,
+    Verdict,
+)
 from uworker.settings import WorkerSettings
 from uworker.sources import Sources, open_source
 from uworker.sources.objects import ObjectSource
@@ -88,6 +97,34 @@ def test_a_container_that_is_not_there_costs_no_job_its_chance(bucket: Bucket, s
         bucket.emulator._create(bucket.name)
 
 
+def test_a_folder_that_is_away_or_misspelt_costs_no_job_its_chance(bucket: Bucket, set_environment: Setter) -> None:
+    bucket.fill({"root/job/a.png": b"1", "root/text only/notes.txt": b"1", "marked/": b""})
+    for prefix in ("rooot", "roo", "root/job/a.png", "marked"):
+        with pytest.raises(StorageFault, match=r"nothing below .*spelled"):
+            names(source(bucket, set_environment, prefix))
+    for directory in ("text only", "not there"):
+        with pytest.raises(NoImages):
+            names(source(bucket, set_environment, "root"), directory)
+
+
+def test_whether_a_folder_is_away_is_asked_once_and_only_of_a_directory_without_images(
+    bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
+) -> None:
+    bucket.fill({f"job/{number}.png": b"1" for number in range(3)} | {"a//b": b""})
+    relay = relay_to(bucket.emulator.server)
+    behind = source(bucket.behind(relay.address), set_environment)
+    assert names(behind) == ["0.png", "1.png", "2.png"]
+    assert len(relay.seen) == 1
+    with pytest.raises(NoImages):
+        names(behind, "not there")
+    assert len(relay.seen) == 3
+    # Who may list one directory alone is not told that the folder is away.
+    relay.plan(Answer(403), after=1)
+    with pytest.raises(NoImages):
+        names(behind, "not there")
+    assert len(relay.seen) == 5
+
+
 def test_a_name_that_is_too_long_to_be_stored_is_cut_and_stays_unique(
     s3_bucket: Bucket, set_environment: Setter
 ) -> None:
@@ -105,6 +142,11 @@ def test_an_object_that_cannot_be_named_fails_its_directory_for_good(bucket: Buc
     with pytest.raises(BadName, match="rename") as caught:
         names(source(bucket, set_environment))
     assert (caught.value.reason, caught.value.retryable) == ("bad-name", False)
+    bucket.fill({"slash/a.png/": b"123"})
+    reader = source(bucket, set_environment)
+    [image] = reader.list_images("slash")
+    with pytest.raises(BadName, match=r"slash/a.png/' .*rename"):
+        reader.read(image)
 
 
 # --- the reading ---
@@ -209,6 +251,39 @@ def test_one_object_that_may_not_be_read_costs_the_others_nothing(
     assert list(read.values()) == [b"1", b"1"]
 
 
+@pytest.mark.parametrize("first", ["", "other"], ids=["at once", "after another"])
+def test_one_directory_that_may_not_be_listed_is_its_jobs_misfortune(
+    bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter, first: str
+) -> None:
+    bucket.fill({"root/job/a.png": b"1", "root/other/a.png": b"1"})
+    relay = relay_to(bucket.emulator.server)
+    behind = source(bucket.behind(relay.address), set_environment, "root")
+    if first:
+        assert names(behind, first) == ["a.png"]
+        # The rest of the source is closed, too, but for what was open before.
+        relay.plan(Answer(403), times=1_000, matching=r"prefix=root(%2F|/)?(&|$)")
+    relay.plan(Answer(403), times=1_000, matching=r"prefix=root(%2F|/)job")
+    with pytest.raises(DirectoryDenied, match=r"job: access is denied \(403") as caught:
+        names(behind)
+    assert (caught.value.reason, caught.value.retryable) == ("directory-denied", True)
+    assert names(behind, "other") == ["a.png"]
+
+
+def test_one_directory_that_may_not_be_read_is_its_jobs_misfortune(
+    s3_server: S3Server, s3_bucket: Bucket, set_environment: Setter
+) -> None:
+    s3_bucket.fill({f"{job}/sub/{number:02}.png": b"1" for job in ("job", "other") for number in range(30)})
+    set_environment(
+        s3_server.environment_of_user(allow(s3_bucket, "s3:ListBucket", "s3:GetObject"), deny(s3_bucket, "job/*"))
+    )
+    reader = ObjectSource(open_store(s3_bucket.url, PATIENCE_SECONDS), MAX_BYTES)
+    for _ in range(2):
+        for image in list(reader.list_images("job"))[:2]:
+            with pytest.raises(DirectoryDenied, match="403"):
+                reader.read(image)
+        assert [reader.read(image) for image in reader.list_images("other")] == [b"1"] * 30
+
+
 def test_a_credential_that_runs_out_stops_the_worker_and_makes_no_rows(
     s3_bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
 ) -> None:
@@ -220,6 +295,8 @@ def test_a_credential_that_runs_out_stops_the_worker_and_makes_no_rows(
     relay.plan(Answer(400, body=b"<Error><Code>ExpiredToken</Code></Error>"), times=1_000)
     with pytest.raises(SourceDenied, match="ExpiredToken"):
         behind.read(second)
+    with pytest.raises(SourceDenied, match="ExpiredToken"):
+        names(behind)
 
 
 # --- the worker ---

@@ -225,6 +225,20 @@ def test_what_is_written_replaces_what_was_there(bucket: Bucket, store: Store) -
     assert bucket.content() == expected
 
 
+def test_what_is_written_in_pieces_goes_in_parts_that_are_large_and_may_take_their_time(
+    bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter
+) -> None:
+    """Of small parts S3 and Google take too few for an export; a large one takes longer than servers are silent."""
+    relay = relay_to(bucket.emulator.server)
+    set_environment(bucket.behind(relay.address).environment)
+    store = open_store(bucket.url, 1.0)
+    relay.delay_seconds = 1.3
+    store.write("pieces", (bytes(10 << 20) for _ in range(7)))
+    assert relay.count(r"^PUT .*(partNumber=|comp=block(&|$))") == 2
+    relay.delay_seconds = 0.0
+    assert store.read("pieces", 1) == 70 << 20
+
+
 def test_what_is_not_written_to_its_end_is_not_written_at_all(bucket: Bucket, store: Store) -> None:
     store.write("x", b"old")
 
@@ -250,6 +264,32 @@ def test_a_key_that_cannot_be_named_ends_the_listing_of_its_directory_alone(buck
             store.read(impossible, 10)
         with pytest.raises(BadKey):
             keys(store, impossible)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{"d/a.png": b"1"}, {"d/a.png": b""}, {"d/a.png": b"1", "d/a.png-1": b"1"}, {"d/a.png-1": b"", "d/a.png/x": b"1"}],
+    ids=" ".join,
+)
+def test_a_slash_after_a_key_makes_no_key_come_twice(bucket: Bucket, store: Store, others: dict[str, bytes]) -> None:
+    bucket.fill(others | {"d/a.png/": b"123"})
+    with pytest.raises(BadKey, match=r"d/a.png/' .*rename"):
+        keys(store, "d")
+    # Of no size it is a folder's marker.
+    bucket.fill({"d/a.png/": b""})
+    assert keys(store, "d") == sorted(others)
+
+
+def test_an_object_with_a_slash_after_its_key_is_not_taken_for_one_that_has_gone(bucket: Bucket, store: Store) -> None:
+    bucket.fill({"d/0": b"1", "d/a.png/": b"123", "d/b": b"1", "d/c.png/": b"", "top.png/": b"1"})
+    assert keys(store, "d") == ["d/0", "d/a.png", "d/b", "d/c.png"]
+    bucket.fill({"d/a.png-1": b"1"})
+    for key in ("d/a.png", "top.png"):
+        with pytest.raises(BadKey, match=rf"{key}/' .*rename"):
+            store.read(key, 10)
+    for key in ("d/a.pn", "d/c.png", "d/z"):
+        with pytest.raises(NotThere):
+            store.read(key, 10)
 
 
 def test_a_missing_object_is_told_from_a_missing_container(bucket: Bucket, store: Store) -> None:
@@ -440,6 +480,63 @@ def test_an_archived_object_says_so(
     relay.plan(Answer(403, body=b"<Error><Code>InvalidObjectState</Code></Error>"))
     with pytest.raises(Unavailable, match="archived"):
         store.read("x", 10)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "CreateSession/x.png",
+        "AssumeRole.png",
+        "token request/x.png",
+        "d/latest/api/token/x.png",
+        "d - status code: 403/x.png",
+        "<Code>NoSuchBucket</Code>.png",
+        "?Action=AssumeRole",
+    ],
+)
+def test_a_key_that_reads_like_a_fault_is_none(bucket: Bucket, store: Store, key: str) -> None:
+    for _ in range(2):
+        with pytest.raises(NotThere) as caught:
+            store.read(key, 10)
+        assert not isinstance(caught.value, ContainerNotThere)
+        assert list(store.objects("")) == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "AuthenticationRequired"), (403, "AccessDenied")])
+def test_google_denies_with_what_to_set(
+    gcs_bucket: Bucket, relay_to: Callable[[str], Relay], set_environment: Setter, status: int, code: str
+) -> None:
+    """As Google's XML interface answers; the stand-in refuses nobody."""
+    gcs_bucket.fill({"d/x.png": b"1"})
+    relay = relay_to(gcs_bucket.emulator.server)
+    store = opened(gcs_bucket.behind(relay.address), set_environment)
+    details = "reader@project.iam.gserviceaccount.com does not have storage.objects.list access"
+    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Details>{details}</Details></Error>"
+    relay.plan(Answer(status, body=body.encode(), headers=(("Content-Type", "application/xml"),)), times=1_000)
+    rights = "list and read objects"
+    for ask in (store.directories, lambda: keys(store, "d"), lambda: store.read("d/x.png", 10)):
+        with pytest.raises(Denied, match=rf"{status} {code}.*GOOGLE_APPLICATION_CREDENTIALS.*{rights}$") as caught:
+            ask()
+        assert "gserviceaccount" not in str(caught.value)
+    with pytest.raises(Denied, match=rf"{status} {code}.*GOOGLE_APPLICATION_CREDENTIALS.*{rights}.*create and delete"):
+        store.write("d/x.png", b"2")
+
+
+@pytest.mark.parametrize("bucket_of", ["azure_bucket", "s3_bucket"])
+def test_whoever_may_read_and_not_write_is_told_what_writing_takes(
+    request: pytest.FixtureRequest, bucket_of: str, azurite: Azurite, s3_server: S3Server, set_environment: Setter
+) -> None:
+    bucket: Bucket = request.getfixturevalue(bucket_of)
+    bucket.fill({"x": b"1"})
+    reading = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
+    sas = azurite.sas(bucket.name, "rl") if bucket_of == "azure_bucket" else ""
+    azure = {"AZURE_STORAGE_ACCOUNT_NAME": "emulated", "AZURE_STORAGE_ENDPOINT": azurite.endpoint}
+    set_environment(azure | {"AZURE_STORAGE_SAS_TOKEN": sas} if sas else s3_server.environment_of_user(reading))
+    store = open_store(bucket.url, PATIENCE_SECONDS)
+    assert store.read("x", 1) == b"1"
+    for data in (b"2", iter([b"2", b"3"])):
+        with pytest.raises(Denied, match=r"403.*writing takes the right to (create and write blobs|put objects)"):
+            store.write("x", data)
 
 
 def test_an_unknown_error_shows_nothing_but_its_kind() -> None:

@@ -25,9 +25,9 @@ MAX_BYTES_AHEAD = 256_000_000
 MAX_LISTED_AHEAD = 1_000
 # A lease that is lost, or an image that a recogniser has finished, notifies nobody here.
 LOOK_AGAIN_SECONDS = 0.5
-# An image whose size the listing does not tell, or whose listing was wrong before, is taken for so many times the largest
-# of those before it, and for the largest that is read at all until some were seen; the largest fades, or one giant would
-# slow the reading for ever. That is no bound: what is on its way at once may all be larger.
+# An image whose size the listing does not tell, or whose listing was wrong before, is taken for so many times the
+# largest of those before it, and for the largest that is read at all until some were seen; the largest fades, or one
+# giant would slow the reading for ever. That is no bound: what is on its way at once may all be larger.
 LIKELY_TIMES, FADING = 4, 0.95
 
 

@@ -4,14 +4,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from queue import Empty, Full, Queue
+from threading import Event
 from typing import TYPE_CHECKING
 
 import typer
 
+from job_api.apart import begin
 from job_api.client import ClientError
 
 if TYPE_CHECKING:
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 << 20
 """Rows go to object storage in blocks of this size; an export that is no larger goes in one request."""
+TAKE_BACK_SECONDS = 5.0
+"""How long an export that was broken off waits for the storage to forget what it was sent."""
 DESTINATIONS = "a path, or az://container/results.csv, s3://bucket/results.csv or gs://bucket/results.csv"
 
 
@@ -91,26 +98,52 @@ def _write_file(path: Path, records: Iterable[bytes]) -> None:
 def _write_object(store: "Store", key: str, records: Iterable[bytes]) -> None:
     from job_api.stores import StoreError  # noqa: PLC0415 - as above
 
-    broken: list[BaseException] = []
-
-    def watched() -> Iterator[bytes]:
-        # The store may well put what it read from us in words of its own; why the rows ended is told as it was.
-        try:
-            yield from _blocks(records)
-        except (Exception, KeyboardInterrupt) as error:
-            broken.append(error)
-            raise
-
-    blocks = watched()
+    blocks = _blocks(records)
     # The service is heard before the storage is: nothing is begun there for a project that does not exist.
     first = next(blocks, b"")
     second = next(blocks, None)
     try:
-        store.write(key, first if second is None else chain((first, second), blocks))
+        if second is None:
+            begin(partial(store.write, key, first)).result()
+        else:
+            _hand_over(chain((first, second), blocks), partial(store.write, key))
     except StoreError as error:
-        if broken:
-            raise broken[0] from None
         raise ClientError(f"cannot write the results: {error}") from None
+
+
+def _hand_over(blocks: Iterable[bytes], write: Callable[[Iterator[bytes]], None]) -> None:
+    """Have blocks written apart while they are made here, where Ctrl-C is heard; what ends them ends the writing."""
+    handed: Queue[bytes | None] = Queue(1)
+    broken = Event()
+
+    def taken() -> Iterator[bytes]:
+        while (block := handed.get()) is not None and not broken.is_set():
+            yield block
+        if broken.is_set():
+            raise InterruptedError
+
+    def make_room(_: Future[None]) -> None:
+        with suppress(Empty):
+            handed.get_nowait()
+
+    writing = begin(lambda: write(taken()))
+    # Whoever hands over waits for room, and for nothing more when the writing has ended.
+    writing.add_done_callback(make_room)
+    try:
+        for block in blocks:
+            handed.put(block)
+            if writing.done():
+                break
+        else:
+            handed.put(None)
+        writing.result()
+    except BaseException:
+        broken.set()
+        with suppress(Full):
+            handed.put_nowait(None)
+        # So that what was sent is taken back, if the storage answers.
+        wait([writing], TAKE_BACK_SECONDS)
+        raise
 
 
 def _blocks(records: Iterable[bytes]) -> Iterator[bytes]:
