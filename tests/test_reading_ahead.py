@@ -12,14 +12,19 @@ import pytest
 from job_api.client import Client
 from job_api.schemas import ResultStatus
 from tests.plugins.holder import LEASE
-from tests.scripted import Answer, Asked, problem, serving
+from tests.scripted import LATEST_END_SECONDS, Answer, Asked, problem, serving
 from tests.serving import wait_for
 from tests.storage import HeldStorage, images, numbered
 from uworker.holding import Ending, Holding
-from uworker.images import ImageFile, NoImages, StorageFault, Verdict
-from uworker.lookahead import MAX_BYTES_AHEAD, MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD
+from uworker.images import DirectoryDenied, ImageFile, NoImages, SourceDenied, StorageFault, Verdict
+from uworker.lookahead import (
+    MAX_BYTES_AHEAD,
+    MAX_IMAGES_AHEAD,
+    MAX_LISTED_AHEAD,
+    Lookahead,
+)
 from uworker.reader import JOBS_AT_ONCE, READS_AT_ONCE, Reader
-from uworker.readings import ReadImage
+from uworker.readings import GIVE_UP_FAULTS, GIVE_UP_SECONDS, ReadImage
 from uworker.settings import WorkerSettings
 
 MAX_IMAGE_BYTES = 100_000_000
@@ -28,13 +33,16 @@ Start = Callable[..., Reader]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts readers: `start(storage, *holdings)`."""
+    """Starts readers: `start(storage, *holdings)`, with one storage, or several by the URLs of their sources."""
     started: list[Reader] = []
 
-    def begin(storage: HeldStorage, *holdings: Holding, root: str = "http://service") -> Reader:
+    def begin(
+        storage: HeldStorage | dict[str, HeldStorage], *holdings: Holding, root: str = "http://service"
+    ) -> Reader:
         settings = WorkerSettings(job_api_root=root, max_image_bytes=MAX_IMAGE_BYTES)
         client = Client(root, token="t", retry_seconds=0)
-        reader = Reader(client, settings, lambda: None, source_of=storage.source_of)
+        source_of = (lambda url: storage[url]) if isinstance(storage, dict) else storage.source_of
+        reader = Reader(client, settings, lambda: None, source_of=source_of)
         started.append(reader)
         reader.start()
         for holding in holdings:
@@ -46,8 +54,10 @@ def start() -> Iterator[Start]:
         reader.stop()
 
 
-def job(directory: str, number: int = 1, *, engine: str = "decimer", results: int = 0) -> Holding:
-    changes = {"job_id": number, "directory": directory, "engine": engine, "results_count": results}
+def job(
+    directory: str, number: int = 1, *, engine: str = "decimer", results: int = 0, source: str = LEASE.source
+) -> Holding:
+    changes = {"job_id": number, "directory": directory, "engine": engine, "results_count": results, "source": source}
     return Holding(LEASE.model_copy(update=changes), "w")
 
 
@@ -82,28 +92,45 @@ def ending(holding: Holding) -> Ending | None:
     return holding.everything_left().ending
 
 
-def test_reads_are_on_their_way_together_and_handed_out_in_the_order_of_the_listing(start: Start) -> None:
+def test_reads_are_on_their_way_together_and_handed_out_as_they_come(start: Start) -> None:
     names = numbered(40)
+    *earlier, last = names[:READS_AT_ONCE]
     storage = HeldStorage({"a": images(*names)})
     storage.held_reads = {name: threading.Event() for name in names[:READS_AT_ONCE]}
     holding = job("a")
     reader = start(storage, holding)
     wait_for(lambda: storage.at_once == 16)
-    # The last ones come first, and all that follow.
-    for name in reversed(names[1:READS_AT_ONCE]):
+    # The last one comes first, and all that follow.
+    storage.held_reads[last].set()
+    wait_for(lambda: storage.at_once == READS_AT_ONCE - 1 and len(storage.begun) == len(names))
+    taken = [take(reader) for _ in [last, *names[READS_AT_ONCE:]]]
+    assert [image.task.name for image in taken] == [last, *names[READS_AT_ONCE:]], "of those that came, the first"
+    assert reader.peek() is None
+    for name in reversed(earlier):
         storage.held_reads[name].set()
-    wait_for(lambda: len(storage.begun) == len(names) and storage.at_once == 1)
-    assert reader.peek() is None, "the first image is still on its way"
-    assert ending(holding) is None
-    storage.held_reads[names[0]].set()
-    taken = [take(reader) for _ in names]
-    assert [image.task.name for image in taken] == names
-    assert [image.task.data for image in taken] == [b"bytes of " + name.encode() for name in names]
+        taken.append(take(reader))
+        assert taken[-1].task.name == name
+    assert {image.task.name: image.task.data for image in taken} == {n: b"bytes of " + n.encode() for n in names}
     wait_for(lambda: holding.image_count == len(names))
     for image in taken:
+        assert ending(holding) is None
         finish(image)
     wait_for(lambda: ending(holding) is Ending.COMPLETE)
     assert storage.most_at_once == READS_AT_ONCE
+
+
+def test_one_read_that_does_not_come_keeps_one_place_and_stops_nobody(start: Start) -> None:
+    """Neither the images after it in its job, nor the next job."""
+    storage = HeldStorage({"a": images(*numbered(500)), "b": images(*numbered(500, 500))})
+    storage.held_reads["00000.png"] = threading.Event()
+    slow, following = job("a"), job("b", 2)
+    reader = start(storage, slow, following)
+    wait_for(lambda: recognise(reader) or ending(following) is Ending.COMPLETE)
+    assert slow.rows_waiting() == 499
+    assert ending(slow) is None
+    assert reader.images_ahead() == 1
+    storage.held_reads["00000.png"].set()
+    wait_for(lambda: recognise(reader) or ending(slow) is Ending.COMPLETE)
 
 
 def test_no_more_images_are_ahead_than_may_be(start: Start) -> None:
@@ -158,16 +185,37 @@ def test_images_of_unknown_size_are_taken_for_large_until_some_were_seen(start: 
     storage.reads_open.set()
 
 
+def test_sizes_of_a_listing_that_understates_them_are_believed_once(start: Start) -> None:
+    """Or its images would be in memory sixteen at a time, however large they are."""
+    size, names = 60_000_000, numbered(3 * READS_AT_ONCE)
+    storage = HeldStorage({"a": images(*names, size=20)})
+    storage.outcomes = dict.fromkeys(names, bytes(size))
+    storage.reads_open.clear()
+    reader = start(storage, job("a"))
+    wait_for(lambda: storage.at_once == READS_AT_ONCE)
+    storage.reads_open.set()
+    wait_for(lambda: storage.at_once == 0)
+    storage.reads_open.clear()
+    fit = MAX_BYTES_AHEAD // MAX_IMAGE_BYTES
+    wait_for(lambda: reader.take() is None and storage.at_once >= fit)
+    with pytest.raises(AssertionError):
+        wait_for(lambda: storage.at_once > fit, 1)
+    storage.reads_open.set()
+
+
 def test_a_listing_without_end_is_read_from_its_beginning_on_and_not_run_ahead_of(start: Start) -> None:
     storage = HeldStorage({"a": lambda: (ImageFile(f"{n}.png", "", size=9) for n in itertools.count())})
     holding = job("a")
     reader = start(storage, holding)
+    names: list[str] = []
     for handed_out in range(0, 3000, 500):
         wait_for(lambda: reader.images_ahead() >= MAX_LISTED_AHEAD // 2)
         ahead, given = reader.images_ahead(), storage.given
         assert ahead <= MAX_LISTED_AHEAD + MAX_IMAGES_AHEAD
         assert given <= handed_out + MAX_LISTED_AHEAD + MAX_IMAGES_AHEAD + 1
-        assert take_names(reader, 500) == [f"{n}.png" for n in range(handed_out, handed_out + 500)]
+        names += take_names(reader, 500)
+    assert len(set(names)) == 3000
+    assert set(names) <= {f"{n}.png" for n in range(3000 + MAX_IMAGES_AHEAD)}
     assert ending(holding) is None
     assert reader.jobs_for(10) == 1, "of a job that is not listed to its end nothing is known"
 
@@ -205,13 +253,14 @@ def test_small_jobs_are_listed_and_read_together_and_begun_in_order(start: Start
 
 def test_a_later_job_goes_on_where_an_earlier_one_waits_for_its_storage(start: Start) -> None:
     storage = HeldStorage({"slow": images("slow 1.png", "slow 2.png"), "quick": images("quick.png")})
-    storage.held_reads["slow 1.png"] = threading.Event()
+    storage.held_reads = {"slow 1.png": threading.Event(), "slow 2.png": threading.Event()}
     reader = start(storage, job("slow"), job("quick", 2))
-    wait_for(lambda: len(storage.begun) == 3 and storage.at_once == 1)
-    assert take_names(reader, 1) == ["quick.png"], "what comes later in the same job keeps its place"
+    wait_for(lambda: len(storage.begun) == 3 and storage.at_once == 2)
+    assert take_names(reader, 1) == ["quick.png"]
     assert reader.peek() is None
-    storage.held_reads["slow 1.png"].set()
-    assert take_names(reader, 2) == ["slow 1.png", "slow 2.png"]
+    for name in ("slow 2.png", "slow 1.png"):
+        storage.held_reads[name].set()
+        assert take_names(reader, 1) == [name]
 
 
 def test_the_image_that_was_shown_is_the_one_that_is_taken(start: Start) -> None:
@@ -234,7 +283,7 @@ def test_a_job_for_another_engine_waits_for_those_before_it(start: Start) -> Non
     assert reader.peek() is None
     storage.held_reads["a.png"].set()
     assert take_names(reader, 1) == ["a.png"]
-    assert take_names(reader, 2 * MAX_IMAGES_AHEAD) == numbered(2 * MAX_IMAGES_AHEAD)
+    assert sorted(take_names(reader, 2 * MAX_IMAGES_AHEAD)) == numbered(2 * MAX_IMAGES_AHEAD)
     assert take_names(reader, 1) == ["c.png"]
 
 
@@ -256,11 +305,27 @@ def test_a_job_of_which_the_service_says_nothing_holds_up_nobody(start: Start) -
         reader.add(job("b", 2, results=1))
         assert take_names(reader, 1) == ["b.png"]
         reader.add(job("c", 3))
-        assert take_names(reader, 2) == ["1.png", "c.png"]
+        assert sorted(take_names(reader, 2)) == ["1.png", "c.png"]
         assert storage.listed == ["b", "c"]
         answered.set()
         assert take_names(reader, 1) == ["a.png"]
         wait_for(lambda: first.image_count == 2)
+
+
+def test_jobs_whose_questions_get_no_answer_hold_up_nobody(start: Start) -> None:
+    """An answer may take as long as the client's time-out, and as it tries again, for each of them."""
+    unanswered = 4
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(body={"items": []}) if f"/jobs/{unanswered}/" in asked.path else Answer(hold=True)
+
+    storage = HeldStorage({"a": images("a.png"), "b": images("b.png")})
+    with serving(answer) as server:
+        reader = start(storage, *(job("a", number, results=1) for number in range(unanswered)), root=server.root)
+        wait_for(lambda: server.asked)
+        reader.add(job("b", unanswered, results=1))
+        wait_for(lambda: reader.peek() is not None, LATEST_END_SECONDS / 2)
+        assert take_names(reader, 1) == ["b.png"]
 
 
 def test_an_abandoned_job_is_read_no_further_and_gives_its_room_away(start: Start) -> None:
@@ -268,13 +333,13 @@ def test_an_abandoned_job_is_read_no_further_and_gives_its_room_away(start: Star
     lost, kept = job("a"), job("b", 2)
     reader = start(storage, lost, kept)
     wait_for(lambda: len(storage.begun) == MAX_IMAGES_AHEAD and storage.at_once == 0)
-    assert take_names(reader, 2) == numbered(2)
+    take_names(reader, 2)
     wait_for(partial(begun_and_none_on_its_way, storage, MAX_IMAGES_AHEAD + 2))
     lost.lose()
     wait_for(lambda: reader.images_ahead() == MAX_IMAGES_AHEAD)
     # The main thread looks; it need not take anything.
     wait_for(lambda: reader.peek() and begun_and_none_on_its_way(storage, 2 * MAX_IMAGES_AHEAD + 2))
-    assert take_names(reader, MAX_IMAGES_AHEAD) == numbered(MAX_IMAGES_AHEAD, 500)
+    assert sorted(take_names(reader, MAX_IMAGES_AHEAD)) == numbered(MAX_IMAGES_AHEAD, 500)
     assert lost.failure is None
     wait_for(lambda: reader.images_ahead() == 0)
 
@@ -329,16 +394,101 @@ def test_a_fault_within_a_listing_fails_the_job_once_what_came_before_is_recogni
     assert holding.rows_waiting() == len(taken) == len(names)
 
 
-def test_a_fault_of_a_read_is_its_jobs_and_of_no_other(start: Start) -> None:
+def test_a_fault_of_a_read_is_its_jobs_and_all_else_of_the_job_is_done(start: Start) -> None:
+    """Or each attempt would store the few images that were on their way with it, and so never be charged."""
     storage = HeldStorage({"a": images(*numbered(500)), "b": images("b.png")})
-    storage.outcomes["00001.png"] = StorageFault("it did not answer")
+    bad_images = {"00001.png": "it is archived", "00002.png": "it is archived, too", "00499.png": "an input error"}
+    storage.outcomes |= {name: StorageFault(message) for name, message in bad_images.items()}
+    storage.outcomes["00003.png"] = Verdict(ResultStatus.MISSING, "gone")
+    storage.held_reads = {"00002.png": threading.Event(), "00499.png": threading.Event()}
     bad, good = job("a"), job("b", 2)
     reader = start(storage, bad, good)
+    wait_for(lambda: recognise(reader) or ending(good) is Ending.COMPLETE)
+    assert not bad.abandoned
+    for held in storage.held_reads.values():
+        held.set()
     wait_for(lambda: recognise(reader) or bad.failure)
     assert bad.failure is not None
-    assert (bad.failure.reason, bad.failure.message) == ("storage", "it did not answer")
+    assert (bad.failure.reason, bad.failure.retryable) == ("storage", True)
+    assert bad.failure.message == "3 of 500 images could not be read; the first of them: it is archived"
+    assert bad.rows_waiting() == 497
+
+
+def test_a_fault_that_is_no_single_images_ends_the_reading_at_once(start: Start) -> None:
+    storage = HeldStorage({"a": images(*numbered(500))})
+    storage.outcomes["00001.png"] = DirectoryDenied("not in here")
+    holding = job("a")
+    reader = start(storage, holding)
+    wait_for(lambda: recognise(reader) or holding.failure)
+    assert holding.failure is not None
+    assert (holding.failure.reason, holding.failure.message) == ("directory-denied", "not in here")
     assert len(storage.begun) < 500
+
+
+def test_storage_that_gives_nothing_for_a_while_is_given_up() -> None:
+    """Neither because of some images in a row, nor after each of a million was tried for a minute."""
+    now = 0.0
+    ahead = Lookahead(MAX_IMAGE_BYTES, clock=lambda: now)
+    reading, storage = ahead.begin(job("a")), HeldStorage({})
+    for image in images(*numbered(400))():
+        ahead.add(reading, storage, image)
+
+    def settle(outcome: bytes | StorageFault, seconds: float, count: int = 1) -> None:
+        """Reads that were begun at once, and took so long."""
+        nonlocal now
+        reads = [ahead.pick() for _ in range(count)]
+        now += seconds
+        for read in reads:
+            assert read is not None
+            ahead.settle(read, outcome)
+
+    fault = StorageFault("it did not answer")
+    for _ in range(100):
+        settle(fault, GIVE_UP_SECONDS / 200)
+    settle(b"bytes", GIVE_UP_SECONDS)
+    for _ in range(GIVE_UP_FAULTS - 1):
+        settle(fault, GIVE_UP_SECONDS)
+    settle(b"bytes", 0)
+    settle(fault, GIVE_UP_SECONDS, GIVE_UP_FAULTS - 1)
+    ahead.check(reading)
+    settle(fault, 0)
+    with pytest.raises(StorageFault, match="it did not answer"):
+        ahead.check(reading)
+    assert not reading.listed
+
+
+@pytest.mark.parametrize("listing", [True, False], ids=["listing", "reads"])
+def test_a_source_that_does_not_let_in_a_worker_that_others_let_in_costs_its_jobs_alone(
+    start: Start, listing: bool
+) -> None:
+    """Or one project with a wrong source would end the workers of all projects, one after another."""
+    denied = SourceDenied("403")
+    closed = HeldStorage({"b": lambda: iter([denied])} if listing else {"b": images("b.png")})
+    closed.outcomes["b.png"] = denied
+    reader = start({"az://open": HeldStorage({"a": images("a.png")}), "az://closed": closed})
+    bad, good = job("b", 2, source="az://closed"), job("a", source="az://open")
+    reader.add(good)
     wait_for(lambda: recognise(reader) or ending(good) is Ending.COMPLETE)
+    reader.add(bad)
+    wait_for(lambda: bad.failure is not None or reader.denied)
+    assert reader.denied is None
+    assert bad.failure is not None
+    assert (bad.failure.reason, bad.failure.message, bad.failure.retryable) == ("source-denied", "403", True)
+
+
+def test_a_worker_that_no_other_source_lets_in_is_denied_and_charges_no_job(start: Start) -> None:
+    """Also where its credential expires; and what another source lists, and does not give, says nothing for it."""
+    own, other = HeldStorage({"a": images("1.png", "2.png")}), HeldStorage({"b": images("b.png")})
+    own.outcomes["2.png"] = SourceDenied("expired")
+    other.outcomes["b.png"] = Verdict(ResultStatus.UNREADABLE, "403")
+    reader = start({"az://own": own, "az://other": other})
+    listed, denied = job("b", 2, source="az://other"), job("a", source="az://own")
+    reader.add(listed)
+    wait_for(lambda: ending(listed) is Ending.COMPLETE)
+    reader.add(denied)
+    wait_for(lambda: recognise(reader) or reader.denied)
+    assert reader.denied == "expired"
+    assert not denied.abandoned
 
 
 def test_images_without_bytes_become_rows_wherever_that_is_found_out(start: Start) -> None:

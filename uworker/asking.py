@@ -1,23 +1,19 @@
-"""The asking thread: which images of a job need no work, asked for jobs that were begun before.
+"""The asking threads: which images of a job need no work, asked for jobs that were begun before.
 
-It waits for a service that is away, and asks for the other jobs meanwhile where the service has trouble with one alone.
+They wait for a service that is away, and ask for the other jobs where it has trouble with some alone.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
-from uworker.away import is_away
+from job_api.client import Client, ClientError
+from uworker.away import RETRY_SECONDS, Patience
 from uworker.holding import Holding
 
-log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 2.0
-# How often a fault of the service's own, or a refusal, is waited out before it is the job's: five minutes of them.
-MAX_FAULTS = 150
+# An answer may take as long as the client waits for it and tries again; so many jobs may be without one at a time.
+THREADS = 8
 # A lease that is lost meanwhile notifies nobody here.
 LOOK_AGAIN_SECONDS = 0.5
 
@@ -27,8 +23,7 @@ class _Question:
     """A job to ask for, and what came of it so far."""
 
     holding: Holding
-    faults: int = 0
-    said: str = ""
+    patience: Patience
     due_at: float = 0.0
 
 
@@ -47,11 +42,15 @@ class Asker:
         self._changed = threading.Condition()
         self._questions: list[_Question] = []
         self._stopped = False
-        self._thread = threading.Thread(target=self._ask_for_ever, name="asker", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._ask_for_ever, name=f"asker-{number}", daemon=True)
+            for number in range(THREADS)
+        ]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Ask no more."""
@@ -63,7 +62,8 @@ class Asker:
     def add(self, holding: Holding) -> None:
         """Ask for this job."""
         with self._changed:
-            self._questions.append(_Question(holding))
+            patience = Patience(f"{holding} waits to hear which of its images are done")
+            self._questions.append(_Question(holding, patience))
             self._changed.notify_all()
 
     def _ask_for_ever(self) -> None:
@@ -92,18 +92,8 @@ class Asker:
         holding = question.holding
         try:
             return set(self._client.images_done(holding.lease, holding.worker_id))
-        except (LeaseLost, NotFound) as error:
-            return error
         except ClientError as error:
-            # A refusal is the whole worker's as a rule, which the heartbeat then ends.
-            passing = isinstance(error, Refused) or (isinstance(error, ApiError) and error.status >= 500)
-            question.faults = 0 if is_away(error) else question.faults + 1
-            if question.faults and not (passing and question.faults < MAX_FAULTS):
-                return error
-            if str(error) != question.said:
-                log.warning("%s waits to hear which of its images are done: %s", holding, error)
-            question.said = str(error)
-            return _Later()
+            return _Later() if question.patience.bears(error) else error
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the others must go on
             return error
 

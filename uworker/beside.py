@@ -13,10 +13,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
+from job_api.client import Client, ClientError, LeaseLost, NotFound
 from job_api.name_patterns import NamePattern
 from job_api.schemas import DoneResult
-from uworker.away import is_away
+from uworker.away import RETRY_SECONDS, Patience
 from uworker.holding import Holding
 from uworker.images import SourceError
 from uworker.results_file import FILE_NAME, ResultsFile
@@ -26,9 +26,6 @@ from uworker.targets import open_target
 log = logging.getLogger(__name__)
 
 THREADS = 4
-RETRY_SECONDS = 2.0
-# How often a fault of the service's own, or a refusal, is waited out before it is the job's: five minutes of them.
-MAX_FAULTS = 150
 
 
 class Scribe:
@@ -124,24 +121,17 @@ class Scribe:
             LeaseLost, NotFound: the job is another's.
             ClientError: the service does not give them, again and again.
         """
-        last, faults, said = "", 0, ""
+        last, patience = "", Patience(f"{holding} waits for its rows, to write {FILE_NAME}")
         while True:
             try:
                 for row in self._client.results_done(holding.lease, holding.worker_id, after=last):
                     self._require_wanted(holding)
                     yield row
-                    last, faults = row.image, 0
-            except (LeaseLost, NotFound):
-                raise
+                    last = row.image
+                    patience.renew()
             except ClientError as error:
-                # A refusal is the whole worker's as a rule, which the heartbeat then ends.
-                passing = isinstance(error, Refused) or (isinstance(error, ApiError) and error.status >= 500)
-                faults = 0 if is_away(error) else faults + 1
-                if faults and not (passing and faults < MAX_FAULTS):
+                if not patience.bears(error):
                     raise
-                if str(error) != said:
-                    log.warning("%s waits for its rows, to write %s: %s", holding, FILE_NAME, error)
-                said = str(error)
             else:
                 return
             self._require_wanted(holding)

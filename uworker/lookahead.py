@@ -3,18 +3,19 @@
 Three kinds of threads meet here under one lock: one for each job that is being listed, those that read, and the main
 thread, which takes images out. Nothing is read or listed in here.
 
-Within a job images are handed out in the order of its listing; where its next one is still on its way, a later job's
-may go before it, but only for the same engine: a change of engines takes half a minute. For the same reason, and so
-that the room cannot be full of images that nobody may take, a job for another engine is not read before its turn.
+Of what has come, the earliest of the earliest job is handed out first; nothing waits for what is still on its way, so
+that a read that hangs keeps one place and not the room. A job for another engine is not read before its turn: a change
+of engines takes half a minute, and the room could be full of images that nobody may take.
 """
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from job_api.schemas import ResultStatus
 from uworker.holding import Holding
-from uworker.images import ImageFile, Source, Verdict
+from uworker.images import ImageFile, Source, StorageFault, Verdict
 from uworker.readings import Read, ReadImage, Reading, Slot, Unwanted
 from uworker.tasks import ImageTask
 
@@ -24,8 +25,9 @@ MAX_BYTES_AHEAD = 256_000_000
 MAX_LISTED_AHEAD = 1_000
 # A lease that is lost, or an image that a recogniser has finished, notifies nobody here.
 LOOK_AGAIN_SECONDS = 0.5
-# An image whose size the listing does not tell is taken for so many times the largest of those before it, and for the
-# largest that is read at all until some were seen; the largest fades, or one giant would slow the reading for ever.
+# An image whose size the listing does not tell, or whose listing was wrong before, is taken for so many times the
+# largest of those before it, and for the largest that is read at all until some were seen; the largest fades, or one
+# giant would slow the reading for ever. That is no bound: what is on its way at once may all be larger.
 LIKELY_TIMES, FADING = 4, 0.95
 
 
@@ -34,17 +36,19 @@ class Lookahead:
 
     Args:
         max_image_bytes: larger images are not read by any source.
+        clock: for how long reads have failed.
     """
 
-    def __init__(self, max_image_bytes: int) -> None:
+    def __init__(self, max_image_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_image_bytes = max_image_bytes
+        self._clock = clock
         self._lock = threading.Lock()
         self._may_read = threading.Condition(self._lock)
         self._readings: list[Reading] = []
         self._images = 0
         self._bytes = 0
         self._likely_bytes = float(max_image_bytes)
-        self._peeked: Reading | None = None
+        self._peeked: tuple[Reading, Slot] | None = None
         self._task_ids = itertools.count(1)
         self._stopped = False
 
@@ -78,7 +82,7 @@ class Lookahead:
         """Have an image read when its turn comes; waits while enough are listed.
 
         Raises:
-            Unwanted: as it says; whatever a read of this job has raised is raised here, too.
+            Unwanted: as it says; what has ended the reading of this job is raised here, too.
         """
         with self._lock:
             self.check(reading)
@@ -92,10 +96,13 @@ class Lookahead:
 
         Raises:
             Unwanted: as of `add`.
+            StorageFault: all was tried, and the storage did not give some of it.
         """
         with self._lock:
             reading.is_listed = True
             self._wait(reading, lambda: reading.is_read or bool(reading.refused))
+            if reading.is_read and reading.faults.count:
+                raise reading.faults.as_one(reading.count)
             return reading.is_read
 
     def pause(self, reading: Reading) -> None:
@@ -110,7 +117,7 @@ class Lookahead:
             self.check(reading)
 
     def drain(self, reading: Reading) -> bool:
-        """Wait until what was listed is recognised, unless a read has failed: then what is in memory.
+        """Wait until what was listed is recognised, unless its reading was ended: then what is in memory.
 
         Returns:
             Whether the job is still wanted.
@@ -161,7 +168,7 @@ class Lookahead:
 
     def _pick_from(self, reading: Reading) -> Read:
         source, image = reading.listed.popleft()
-        slot = Slot(self._likely_size(image))
+        slot = Slot(self._likely_size(reading, image))
         reading.slots.append(slot)
         reading.on_their_way += 1
         self._images += 1
@@ -170,7 +177,7 @@ class Lookahead:
             reading.changed.notify_all()
         # Several may be read after one large image has gone.
         self._wake_a_reader()
-        return Read(reading, slot, source, image)
+        return Read(reading, slot, source, image, self._clock())
 
     def settle(self, read: Read, outcome: bytes | Verdict | Exception) -> None:
         """What has come of a read."""
@@ -179,7 +186,9 @@ class Lookahead:
                 return
             reading, slot = read.reading, read.slot
             reading.on_their_way -= 1
-            if read.image.size is None and not isinstance(outcome, Exception):
+            if isinstance(outcome, bytes) and read.image.size is not None and len(outcome) > read.image.size:
+                reading.sizes_are_wrong = True
+            if not self._is_size_known(reading, read.image) and not isinstance(outcome, Exception):
                 self._learn_size(outcome)
             if isinstance(outcome, bytes):
                 task = ImageTask(next(self._task_ids), read.image.name, outcome)
@@ -193,12 +202,23 @@ class Lookahead:
                 self._leave(reading)
             if isinstance(outcome, Verdict):
                 reading.refused.append((read.image.name, outcome))
-            elif isinstance(outcome, Exception) and reading.fault is None:
-                reading.fault = outcome
-                reading.listed.clear()
+            if isinstance(outcome, Exception):
+                self._note_fault(read, outcome)
+            else:
+                reading.faults.interrupt()
             if reading.refused or reading.fault is not None or (reading.is_listed and not reading.on_their_way):
                 reading.changed.notify_all()
             self._wake_a_reader()
+
+    def _note_fault(self, read: Read, error: Exception) -> None:
+        """A single image that the storage does not give ends nothing: an attempt does all that can be done."""
+        reading = read.reading
+        if isinstance(error, StorageFault):
+            if not reading.faults.note(error, read.began_at, self._clock()):
+                return
+            error = reading.faults.as_one(reading.count)
+        reading.fault = reading.fault or error
+        reading.listed.clear()
 
     def _learn_size(self, outcome: bytes | Verdict) -> None:
         if isinstance(outcome, bytes):
@@ -207,15 +227,18 @@ class Lookahead:
             # It may have been read up to that size.
             self._likely_bytes = self._max_image_bytes
 
-    def _likely_size(self, image: ImageFile) -> int:
-        likely = int(self._likely_bytes) if image.size is None else image.size
-        return min(likely, self._max_image_bytes)
+    def _likely_size(self, reading: Reading, image: ImageFile) -> int:
+        known = image.size if self._is_size_known(reading, image) else None
+        return min(int(self._likely_bytes) if known is None else known, self._max_image_bytes)
+
+    def _is_size_known(self, reading: Reading, image: ImageFile) -> bool:
+        return image.size is not None and not reading.sizes_are_wrong
 
     def _next_to_read(self) -> Reading | None:
         """The first job that has an image to read, if there is room for it: a later one must not take it away."""
         for reading in self._in_turn():
             if reading.listed:
-                size = self._likely_size(reading.listed[0][1])
+                size = self._likely_size(reading, reading.listed[0][1])
                 # One image always has room, however large it is.
                 fits = self._images < MAX_IMAGES_AHEAD and self._bytes + size <= MAX_BYTES_AHEAD
                 return reading if fits or not self._images else None
@@ -232,15 +255,16 @@ class Lookahead:
         with self._lock:
             self._drop_unwanted()
             self._peeked = self._peeked or self._next_to_take()
-            return self._peeked.slots[0].image if self._peeked is not None else None
+            return self._peeked[1].image if self._peeked is not None else None
 
     def take(self) -> ReadImage | None:
         """Take out the next image: the one that `peek` has shown, if it has."""
         with self._lock:
-            if (reading := self._peeked or self._next_to_take()) is None:
+            if (following := self._peeked or self._next_to_take()) is None:
                 return None
             self._peeked = None
-            slot = reading.slots.popleft()
+            reading, slot = following
+            reading.slots.remove(slot)
             self._free(slot)
             self._leave(reading)
             if not reading.slots:
@@ -248,8 +272,9 @@ class Lookahead:
             self._wake_a_reader()
             return slot.image
 
-    def _next_to_take(self) -> Reading | None:
-        return next((r for r in self._in_turn() if r.slots and r.slots[0].image is not None), None)
+    def _next_to_take(self) -> tuple[Reading, Slot] | None:
+        come = ((reading, slot) for reading in self._in_turn() for slot in reading.slots if slot.image is not None)
+        return next(come, None)
 
     def _drop_unwanted(self) -> None:
         """Forget the images of jobs that nobody wants; what is on its way keeps its room until it has come."""
@@ -259,7 +284,7 @@ class Lookahead:
                 self._free(slot)
             reading.listed.clear()
             reading.changed.notify_all()
-            if self._peeked is reading:
+            if self._peeked is not None and self._peeked[0] is reading:
                 self._peeked = None
             self._leave(reading)
             self._wake_a_reader()

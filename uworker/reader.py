@@ -72,8 +72,10 @@ class Reader:
         self._at_once = 0
         self._images_per_job = float(MAX_IMAGES_AHEAD)
         self._stopped = False
+        self._read_from: set[str] = set()
+        """Sources that have given bytes of an image."""
         self.denied: str | None = None
-        """Why the storage does not let this worker in, once it does not: a matter of the worker and of no job."""
+        """Why no storage lets this worker in, once one does not: a matter of the worker and of no job."""
 
     def start(self) -> None:
         """Start the threads."""
@@ -204,8 +206,9 @@ class Reader:
 
     def _give_up(self, holding: Holding, error: Exception) -> None:
         """What becomes of a job that cannot be read: the one place that decides it."""
-        if isinstance(error, SourceDenied):
-            # The worker ends, and gives the job back.
+        if isinstance(error, SourceDenied) and self._read_from <= {holding.lease.source}:
+            # The worker ends, and gives the job back. Where it reads for other projects it is of use to them, and the
+            # job is failed as for any other fault of its source.
             self.denied = str(error)
         elif isinstance(error, SourceError):
             holding.fail(error.reason, str(error), retryable=error.retryable)
@@ -226,6 +229,8 @@ class Reader:
             outcome: bytes | Verdict | Exception
             try:
                 outcome = read.source.read(read.image)
+                if isinstance(outcome, bytes):
+                    self._read_from.add(read.reading.holding.lease.source)
             except Exception as error:  # noqa: BLE001 - it is the job's, and raised in its thread
                 outcome = error
             self._ahead.settle(read, outcome)

@@ -5,8 +5,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from uworker.holding import Holding
-from uworker.images import ImageFile, Source, Verdict
+from uworker.images import ImageFile, Source, StorageFault, Verdict
 from uworker.tasks import ImageTask
+
+# Storage is given up for a job when so many of its reads in a row have failed, over so long a time: all that are on
+# their way at once, where it does not answer; and not for some damaged files that lie side by side.
+GIVE_UP_FAULTS, GIVE_UP_SECONDS = 16, 10.0
 
 
 class Unwanted(Exception):
@@ -29,6 +33,34 @@ class Slot:
     image: ReadImage | None = None
 
 
+@dataclass
+class Faults:
+    """What the storage did not give of a job, image by image."""
+
+    count: int = 0
+    _first: str = ""
+    _in_a_row: int = 0
+    _began_at: float = 0.0
+
+    def note(self, fault: StorageFault, began_at: float, now: float) -> bool:
+        """A read has failed; returns whether the storage is to be given up."""
+        if not self.count:
+            self._first = str(fault)
+        if not self._in_a_row:
+            self._began_at = began_at
+        self.count += 1
+        self._in_a_row += 1
+        return self._in_a_row >= GIVE_UP_FAULTS and now - self._began_at >= GIVE_UP_SECONDS
+
+    def interrupt(self) -> None:
+        """The storage has answered."""
+        self._in_a_row = 0
+
+    def as_one(self, listed: int) -> StorageFault:
+        """What the job fails with, of so many images."""
+        return StorageFault(f"{self.count} of {listed} images could not be read; the first of them: {self._first}")
+
+
 @dataclass(eq=False)
 class Reading:
     """What is known of the reading of one job.
@@ -38,7 +70,9 @@ class Reading:
         refused: Images that came without bytes, with the reason; their rows are still to be made.
         is_listed: Whether nothing will be added any more.
         is_over: Whether nobody waits for its reads any more.
-        fault: What went wrong with a read, if something did.
+        sizes_are_wrong: Whether an image was larger than its listing says: then it is believed no more.
+        faults: Images that the storage did not give.
+        fault: What ended the reading before its end, if something did.
     """
 
     holding: Holding
@@ -51,6 +85,8 @@ class Reading:
     on_their_way: int = 0
     is_listed: bool = False
     is_over: bool = False
+    sizes_are_wrong: bool = False
+    faults: Faults = field(default_factory=Faults)
     fault: Exception | None = None
 
     @property
@@ -72,3 +108,4 @@ class Read:
     slot: Slot
     source: Source
     image: ImageFile
+    began_at: float
