@@ -7,7 +7,7 @@ from uworker.images import ImageFile, Verdict
 
 ANSWER_SECONDS = 30.0
 
-Outcome = bytes | Verdict | Exception
+Outcome = bytes | Verdict | BaseException
 
 
 class HeldStorage:
@@ -23,7 +23,7 @@ class HeldStorage:
         threads: those that called.
     """
 
-    def __init__(self, directories: dict[str, Callable[[], Iterator[ImageFile | Exception]]]) -> None:
+    def __init__(self, directories: dict[str, Callable[[], Iterator[ImageFile | BaseException]]]) -> None:
         self.directories = directories
         self.outcomes: dict[str, Outcome] = {}
         self.listings_open, self.reads_open = threading.Event(), threading.Event()
@@ -45,7 +45,7 @@ class HeldStorage:
             self.listed.append(directory)
         for image in self.directories[directory]():
             assert self.listings_open.wait(ANSWER_SECONDS)
-            if isinstance(image, Exception):
+            if isinstance(image, BaseException):
                 raise image
             self.given += 1
             yield image
@@ -58,7 +58,7 @@ class HeldStorage:
         try:
             assert self.held_reads.get(image.name, self.reads_open).wait(ANSWER_SECONDS)
             outcome = self.outcomes.get(image.name, b"bytes of " + image.name.encode())
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
         finally:

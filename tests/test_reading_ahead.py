@@ -425,6 +425,26 @@ def test_a_fault_that_is_no_single_images_ends_the_reading_at_once(start: Start)
     assert len(storage.begun) < 500
 
 
+def test_a_panic_of_a_storage_library_is_its_jobs_alone(start: Start) -> None:
+    """In Python it is no `Exception`; a thread that died of it would leave its job in this worker's hands for ever."""
+
+    class PanicError(BaseException):
+        pass
+
+    storage = HeldStorage({"a": images("1.png", "2.png"), "b": lambda: iter([PanicError("b")]), "c": images("c.png")})
+    storage.outcomes["1.png"] = PanicError("a")
+    read, listed = job("a"), job("b", 2)
+    reader = start(storage, read, listed)
+    wait_for(lambda: recognise(reader) or (read.failure and listed.failure))
+    for holding in (read, listed):
+        assert holding.failure is not None
+        assert (holding.failure.reason, holding.failure.retryable) == ("worker", True)
+        assert "PanicError" in holding.failure.message
+    for _ in range(READS_AT_ONCE):
+        reader.add(job("c", 3))
+    assert take_names(reader, READS_AT_ONCE) == ["c.png"] * READS_AT_ONCE
+
+
 def test_storage_that_gives_nothing_for_a_while_is_given_up() -> None:
     """Neither because of some images in a row, nor after each of a million was tried for a minute."""
     now = 0.0

@@ -72,12 +72,13 @@ class Scribe:
                 pass
             except SourceError as error:
                 holding.fail(error.reason, str(error), retryable=error.retryable)
-            except (LeaseLost, NotFound):
+            except (LeaseLost, NotFound) as error:
+                log.warning("%s: %s is not written: %s", holding, FILE_NAME, error, extra=holding.log_context)
                 holding.lose()
             except ClientError as error:
                 holding.fail("service", f"the rows for {FILE_NAME} could not be asked for: {error}", retryable=True)
-            except Exception as error:
-                # Whatever it is, the job must not stay in this worker's hands for ever.
+            except BaseException as error:
+                # Whatever it is, a panic of a library too, the job must not stay in this worker's hands for ever.
                 log.exception("%s: %s failed", holding, FILE_NAME, extra=holding.log_context)
                 holding.fail("worker", f"{FILE_NAME} failed: {type(error).__name__}: {error}", retryable=True)
             self._on_change()

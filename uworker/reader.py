@@ -159,7 +159,7 @@ class Reader:
             holding.finish_listing()
         except Unwanted:
             pass
-        except Exception as error:  # noqa: BLE001 - `_give_up` says it
+        except BaseException as error:  # noqa: BLE001 - `_give_up` says it; a panic of a library is no Exception
             # What is there is recognised first: an attempt that stored something new is not charged.
             if self._ahead.drain(reading):
                 self._give_up(holding, error)
@@ -204,7 +204,7 @@ class Reader:
             reading.holding.refuse(*reading.refused.popleft())
             self._on_change()
 
-    def _give_up(self, holding: Holding, error: Exception) -> None:
+    def _give_up(self, holding: Holding, error: BaseException) -> None:
         """What becomes of a job that cannot be read: the one place that decides it."""
         if isinstance(error, SourceDenied) and self._read_from <= {holding.lease.source}:
             # The worker ends, and gives the job back. Where it reads for other projects it is of use to them, and the
@@ -233,5 +233,7 @@ class Reader:
                     self._read_from.add(read.reading.holding.lease.source)
             except Exception as error:  # noqa: BLE001 - it is the job's, and raised in its thread
                 outcome = error
+            except BaseException as error:  # noqa: BLE001 - so is a panic of the storage library
+                outcome = RuntimeError(f"{type(error).__name__}: {error}")
             self._ahead.settle(read, outcome)
             self._on_change()
