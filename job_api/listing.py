@@ -74,11 +74,6 @@ def list_directories(url: str) -> list[str]:
 
     try:
         location = locate(url)
-        if location.kind == "http":
-            raise CannotList(
-                f"{url} is a web server, which only workers list; give its directories by --jobs-file FILE, and for a "
-                f"new project --source {url}; a container or bucket is written az://, s3:// or gs://"
-            )
         store = open_listing(location)
         names = begin(store.directories).result()
         loose = None if names else begin(lambda: next(store.objects(""), None)).result()

@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, quote, unquote, unquote_to_bytes, urlsplit
 
 from job_api.faults import BadLocation
 
@@ -21,6 +21,7 @@ SCHEMES: dict[str, Kind] = {
     "http": "http",
     "https": "http",
 }
+DEFAULT_PORTS = {"http": 80, "https": 443}
 EXAMPLES = "file:///folder, az://container/folder, s3://bucket/folder, gs://bucket/folder or https://host/folder"
 BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{1,254}")
 # Keys go nowhere but to Microsoft: what stands in a URL may be somebody else's choice.
@@ -139,3 +140,17 @@ def _decode(path: str, root: str) -> str:
     if CONTROL.search(text):
         raise BadLocation(f"the folder in {root} has control characters in it")
     return text
+
+
+def segments_of(path: str) -> tuple[str, ...]:
+    """The parts of a URL's path, decoded once; bytes that are no UTF-8 are kept as Python keeps those of file names.
+
+    Raises:
+        ValueError: one of them may lead a server somewhere else than it seems to.
+    """
+    parts = [unquote(part, errors="surrogateescape") for part in path.removeprefix("/").rstrip("/").split("/")]
+    for part in parts:
+        # Encoded, it is a part of a name to some servers and a separator to others; so is the backslash.
+        if "/" in part or "\0" in part or any(piece in (".", "..") for piece in part.split("\\")):
+            raise ValueError("the path has a part that is '.', '..' or an encoded '/'")
+    return tuple(parts) if parts != [""] else ()

@@ -102,12 +102,16 @@ class Store(Listing):
 
 
 def open_listing(where: str | Location, patience_seconds: float = PATIENCE_SECONDS) -> Listing:
-    """The same as `open_store`, for who wants names alone; a directory of this machine has them, too."""
+    """The same as `open_store`, for who wants names alone; local directories and web servers have them, too."""
     location = locate(where) if isinstance(where, str) else where
     if location.kind == "file":
         from job_api.folders import FolderListing  # noqa: PLC0415  (it is a Listing, too)
 
         return FolderListing(location)
+    if location.kind == "http":
+        from job_api.websites import WebListing  # noqa: PLC0415  (and it)
+
+        return WebListing(location, patience_seconds)
     return open_store(location, patience_seconds)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from job_api.listing import CannotList, Choice, as_url, list_directories, same_place
+from tests.emulators.web import WebServer
+from tests.scripted import Answer, serving
 
 DECOMPOSED, COMPOSED = "Lope\u0301z", "Lop\u00e9z"
 
@@ -92,9 +94,43 @@ def test_url_that_makes_no_sense_is_refused_without_showing_a_secret(url: str) -
     assert "hunter2" not in str(refused.value)
 
 
-def test_web_server_is_not_listed_and_what_to_do_is_said() -> None:
-    with pytest.raises(CannotList, match=r"--jobs-file FILE.*--source https://host/x"):
-        list_directories(as_url("https://host/x"))
+def test_directories_on_a_web_server_are_those_of_its_index(web_server: WebServer) -> None:
+    names = ["a b#1", "100%", "天然物 (田中 2021)", "d+e", "x" * 200]
+    web_server.fill({f"images/{name}/output/1.png": b"x" for name in names} | {"images/loose.png": b"x"})
+    place = as_url(f"{web_server.address}/images/")
+    assert list_directories(place) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"images/1.png": b"x"}, "holds files, such as '1.png', and no directory"),
+        ({"images/index.html": b"<p>Welcome"}, "is no index of files .* autoindex on.* --jobs-file"),
+        ({"else/1.png": b"x"}, "nothing at .*/images .HTTP 404.; is it spelled as it should be"),
+    ],
+)
+def test_web_server_without_directories_says_what_it_shows(
+    web_server: WebServer, files: dict[str, bytes], said: str
+) -> None:
+    web_server.fill(files)
+    with pytest.raises(CannotList, match=said):
+        list_directories(as_url(f"{web_server.address}/images"))
+
+
+def test_web_server_that_is_busy_is_asked_again_and_one_that_wants_a_login_gets_that_of_its_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(netrc))
+    index = b'<title>Index of /</title><a href="one/">one/</a><a href="two.png">two</a>'
+    answers = [Answer(503, headers={"Retry-After": "0"}), Answer(body=index, headers={"Content-Type": "text/html"})]
+    with serving(lambda asked: answers.pop(0) if asked.authorization else Answer(401)) as server:
+        with pytest.raises(CannotList, match=r"HTTP 401.*\.netrc"):
+            list_directories(as_url(server.root))
+        netrc.write_text("machine 127.0.0.1 login me password secret-1\n")
+        netrc.chmod(0o600)
+        assert list_directories(as_url(server.root)) == ["one"]
+    assert [asked.authorization is None for asked in server.asked] == [True, False, False]
 
 
 def test_local_directories_are_listed_by_path_and_by_url(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from job_api.locations import segments_of
 from uworker.images import SourceNotAllowed, SourceUnsupported
 from uworker.settings import SettingsError, WorkerSettings, load_settings
 from uworker.sources import Sources
-from uworker.sources.allow import Allowance, is_public, place_of, segments_of
+from uworker.sources.allow import Allowance, is_public, place_of
 
 
 def settings(**given: object) -> WorkerSettings:

@@ -155,7 +155,6 @@ def test_wrong_credential_says_what_to_set(
         ("az://images", "AZURE_STORAGE_ACCOUNT_NAME"),
         ("ftp://host/images", "ftp://… is not supported; write file:///folder, az://"),
         ("s3://", "names no container or bucket"),
-        ("https://host/images", "is a web server, which only workers list"),
         ("https://host.blob.core.windows.net/images?sig=c2VjcmV0", "credentials belong into the environment"),
         ("s3://id:c2VjcmV0@images", "credentials belong into the environment"),
     ],

@@ -38,8 +38,7 @@ from uworker.images import (
     Verdict,
 )
 from uworker.sources.allow import Allowance
-from uworker.sources.folders import LARGE_BYTES, Bounds
-from uworker.sources.indexes import NoIndex
+from uworker.sources.folders import LARGE_BYTES, Bounds, NoIndex
 from uworker.sources.local import LocalSource
 from uworker.sources.web import WebSource
 

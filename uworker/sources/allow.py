@@ -11,16 +11,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
-from job_api.locations import locate
+from job_api.locations import DEFAULT_PORTS, locate, segments_of
 from job_api.stores import BadLocation
 from uworker.images import SourceNotAllowed
 
 SETTING = "UWORKER_SOURCE_ALLOW"
-DEFAULT_PORTS = {"http": 80, "https": 443}
 # What Python's tables take for public, in some versions: where Azure and Oracle answer their virtual machines, partly
 # with secrets, and relays of 6to4.
 INSIDE = [ipaddress.ip_network(net) for net in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24")]
@@ -49,20 +48,6 @@ class Place:
     def holds(self, other: "Place") -> bool:
         """Whether the other is this place, or lies below it."""
         return self.origin == other.origin and other.segments[: len(self.segments)] == self.segments
-
-
-def segments_of(path: str) -> tuple[str, ...]:
-    """The parts of a URL's path, decoded once; bytes that are no UTF-8 are kept as Python keeps those of file names.
-
-    Raises:
-        ValueError: one of them may lead a server somewhere else than it seems to.
-    """
-    parts = [unquote(part, errors="surrogateescape") for part in path.removeprefix("/").rstrip("/").split("/")]
-    for part in parts:
-        # Encoded, it is a part of a name to some servers and a separator to others; so is the backslash.
-        if "/" in part or "\0" in part or any(piece in (".", "..") for piece in part.split("\\")):
-            raise ValueError("the path has a part that is '.', '..' or an encoded '/'")
-    return tuple(parts) if parts != [""] else ()
 
 
 def place_of(url: str) -> Place:

@@ -4,8 +4,6 @@ Owns what is retried and for how long, where redirects are followed to, and whic
 of directories and images.
 """
 
-import netrc
-import os
 import threading
 import time
 import zlib
@@ -18,7 +16,9 @@ from urllib.parse import urlsplit
 import httpx
 import tenacity
 
+from job_api.faults import Denied
 from job_api.sending import jitter_seconds, retry_after_seconds, why
+from job_api.websites import login_of
 from uworker.images import SourceDenied, SourceNotAllowed, StorageFault
 from uworker.sources.allow import SETTING, Allowance, Place, place_of
 from uworker.sources.guard import GuardedTransport
@@ -109,7 +109,10 @@ class Fetcher:
         self._allowance = allowance
         self._patience_seconds = patience_seconds
         self._turn = _Turn(wait_seconds)
-        self._login = _login_of(urlsplit(url).hostname or "")
+        try:
+            self._login = login_of(urlsplit(url).hostname or "")
+        except Denied as error:
+            raise SourceDenied(str(error)) from None
         self._http = httpx.Client(
             transport=GuardedTransport(allowance.names, answer_seconds),
             headers=HEADERS,
@@ -220,19 +223,3 @@ def shown(url: str) -> str:
     """A URL for people: without a query or a login, which may be secrets."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _login_of(host: str) -> httpx.BasicAuth | None:
-    """The login for a host in ~/.netrc, or in the file that NETRC names; its `default` would go to any host."""
-    try:
-        logins = netrc.netrc(os.environ.get("NETRC") or None).hosts
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeError, netrc.NetrcParseError) as error:
-        # What it says of a broken line may be a password.
-        line = f", line {error.lineno}" if isinstance(error, netrc.NetrcParseError) and error.lineno else ""
-        raise SourceDenied(
-            f"the worker's file of logins (~/.netrc) cannot be read{line}: {type(error).__name__}"
-        ) from None
-    found = logins.get(host) if host != "default" else None
-    return httpx.BasicAuth(found[0], found[2]) if found is not None and found[2] else None

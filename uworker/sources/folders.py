@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import httpx
 
-from uworker.images import IGNORED_DIRECTORIES, IMAGE_ENDINGS, NoImages
+from job_api.indexes import BadIndex, TooMuch, base_of, index_page
+from uworker.images import IGNORED_DIRECTORIES, IMAGE_ENDINGS, NoImages, SourceError
 from uworker.sources.fetching import shown
-from uworker.sources.indexes import IndexPage, NoIndex, TooMuch
 
 # Indexes from this size on, of some 30,000 images, are read one at a time: each takes the processor for seconds.
 LARGE_BYTES = 4_000_000
@@ -51,6 +51,13 @@ class Folder:
     names: list[str]
     sizes: dict[str, int]
     index_bytes: int
+
+
+class NoIndex(SourceError):
+    """The web server shows no index of the directory, or none that can be used."""
+
+    reason = "no-index"
+    retryable = False
 
 
 class _LargePage(Exception):
@@ -131,7 +138,7 @@ class Walk:
                 page.feed(data)
                 self._require_bounds(page.size, max_bytes)
             names, sizes = page.listing()
-        except NoIndex as error:
+        except BadIndex as error:
             raise NoIndex(
                 f"what the server shows at {shown(base)} is no index of files ({error}); let it show directory "
                 "indexes (nginx: autoindex on; Apache: Options +Indexes), or use another kind of source"
@@ -150,17 +157,6 @@ class Walk:
             raise TooMuch
         if size > max_bytes:
             raise _LargePage
-
-
-def base_of(answer: httpx.Response) -> str:
-    """The URL that the names in an index are below."""
-    return str(answer.url.copy_with(query=None, fragment=None)).rstrip("/") + "/"
-
-
-def index_page(answer: httpx.Response, is_wanted: Callable[[str], bool] = bool, max_entries: int = 0) -> IndexPage:
-    """A reader of an answer's index, that of any name says it is too much. See `IndexPage`."""
-    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return IndexPage(base_of(answer), media_type, is_wanted, max_entries)
 
 
 def quoted(segment: str) -> str:

@@ -15,8 +15,9 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from job_api.locations import DEFAULT_PORTS
 from uworker.images import SourceNotAllowed
-from uworker.sources.allow import DEFAULT_PORTS, SETTING, is_public
+from uworker.sources.allow import SETTING, is_public
 
 # As many as images are read at once, and a few more for listings.
 MAX_CONNECTIONS = 32

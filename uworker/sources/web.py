@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from job_api.indexes import BadIndex, TooMuch, index_page
+from job_api.locations import segments_of
 from job_api.schemas import ResultStatus
 from uworker.images import (
     DirectoryDenied,
@@ -25,10 +27,9 @@ from uworker.images import (
     storable,
     unique,
 )
-from uworker.sources.allow import Allowance, segments_of
+from uworker.sources.allow import Allowance
 from uworker.sources.fetching import Fetcher, shown
-from uworker.sources.folders import Bounds, Walk, index_page, quoted
-from uworker.sources.indexes import NoIndex, TooMuch
+from uworker.sources.folders import Bounds, Walk, quoted
 
 INDEX_HEADERS = {"Accept": "text/html, application/json;q=0.9, */*;q=0.1"}
 
@@ -145,7 +146,7 @@ class WebSource:
                 if page.size > GLANCE_BYTES:
                     return 200, None
             page.listing()
-        except NoIndex:
+        except BadIndex:
             return 200, None
         except TooMuch:
             return 200, True

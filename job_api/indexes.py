@@ -1,7 +1,8 @@
 """What a web server's index of a directory lists: HTML, as nginx, Apache, lighttpd, Caddy or Python write it, or JSON.
 
 Only what lies directly in the directory is taken from its index, whatever the page links to: a page of another origin,
-of a folder above, or of the same folder sorted otherwise is none of it. Asks nobody; the bytes come from web.py.
+of a folder above, or of the same folder sorted otherwise is none of it. Asks nobody; the bytes
+come from who did: the worker, and websites.py.
 """
 
 import codecs
@@ -12,8 +13,9 @@ from html.parser import HTMLParser
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from uworker.images import SourceError
-from uworker.sources.allow import DEFAULT_PORTS, segments_of
+import httpx
+
+from job_api.locations import DEFAULT_PORTS, segments_of
 
 # The parsers go through what they cannot end yet again with each piece: the pieces are large, and no page has a tag, a
 # script, a comment or an entry of that length.
@@ -25,11 +27,8 @@ TITLES = ("index of", "directory listing", "listing of")
 BETWEEN_ITEMS = re.compile(r"[ \t\r\n,]*")
 
 
-class NoIndex(SourceError):
-    """The web server shows no index of the directory, or none that can be used."""
-
-    reason = "no-index"
-    retryable = False
+class BadIndex(Exception):
+    """What the web server shows is no index, or none that can be used; says what it is."""
 
 
 class TooMuch(Exception):
@@ -59,12 +58,12 @@ class IndexPage:
         size: of the page in bytes, so far.
 
     Raises:
-        NoIndex: this is no kind of page.
+        BadIndex: this is no kind of page.
     """
 
     def __init__(self, url: str, media_type: str, is_wanted: Callable[[str], bool], max_entries: int) -> None:
         if media_type not in ("text/html", "application/xhtml+xml", "application/json"):
-            raise NoIndex(f"it is {media_type or 'of no type'}, not a page")
+            raise BadIndex(f"it is {media_type or 'of no type'}, not a page")
         # Names are percent-encoded as a rule; raw bytes that are no UTF-8 are kept as those of local file names are.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._is_wanted = is_wanted
@@ -88,7 +87,7 @@ class IndexPage:
         """Take the next bytes of the page.
 
         Raises:
-            NoIndex: this is no page that a server would write.
+            BadIndex: this is no page that a server would write.
             TooMuch: it lists more than may be kept.
         """
         self.size += len(data)
@@ -104,7 +103,7 @@ class IndexPage:
         """What was listed and is wanted, each once; to be asked for at the page's end.
 
         Raises:
-            NoIndex: it was no index.
+            BadIndex: it was no index.
             TooMuch: it lists more than may be kept.
         """
         self._parse()
@@ -133,9 +132,9 @@ class _Links(HTMLParser):
             super().feed(data)
         except AssertionError:
             # The parser's way of saying that a declaration is broken.
-            raise NoIndex("it is no sound HTML") from None
+            raise BadIndex("it is no sound HTML") from None
         if len(self.rawdata) > MAX_UNPARSED_CHARS:
-            raise NoIndex("it is no sound HTML")
+            raise BadIndex("it is no sound HTML")
 
     def require_index(self) -> None:
         """Say whether this was an index, at the page's end.
@@ -143,7 +142,7 @@ class _Links(HTMLParser):
         The parser is not closed: what it could not end is no link, and it would take its time to find that out.
         """
         if not self.is_index:
-            raise NoIndex("it is a page, but no list of files")
+            raise BadIndex("it is a page, but no list of files")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._in_title = tag in ("title", "h1")
@@ -215,25 +214,25 @@ class _Items:
                 # It goes on in the next piece.
                 break
             except RecursionError:
-                raise NoIndex("it is no sound JSON") from None
+                raise BadIndex("it is no sound JSON") from None
             self._take(item)
         self._rest = text[at:]
         if len(self._rest) > MAX_UNPARSED_CHARS:
-            raise NoIndex("it is no sound JSON")
+            raise BadIndex("it is no sound JSON")
 
     def require_index(self) -> None:
         """Say whether this was an index, at the page's end."""
         # Caddy's empty directory is null.
         if not self._began and self._rest.strip() != "null":
-            raise NoIndex("its JSON is no list of files")
+            raise BadIndex("its JSON is no list of files")
         if self._began and (self._rest.strip() or not self._ended):
-            raise NoIndex("it is no sound JSON")
+            raise BadIndex("it is no sound JSON")
 
     def _take(self, item: Any) -> None:
         """Keep an item, unless it is none of a file or folder directly in the directory."""
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
-            raise NoIndex("its JSON is no list of files")
+            raise BadIndex("its JSON is no list of files")
         # Caddy has a link, too, and loses bytes that are no UTF-8 in the name.
         link = item.get("url")
         try:
@@ -247,3 +246,14 @@ class _Items:
         size = item.get("size")
         has_size = type(size) is int and size >= 0 and not is_folder
         self._keep(segments[0] + "/" * is_folder, size if has_size else None)
+
+
+def base_of(answer: httpx.Response) -> str:
+    """The URL that the names in an index are below."""
+    return str(answer.url.copy_with(query=None, fragment=None)).rstrip("/") + "/"
+
+
+def index_page(answer: httpx.Response, is_wanted: Callable[[str], bool] = bool, max_entries: int = 0) -> IndexPage:
+    """A reader of an answer's index, that of any name says it is too much. See `IndexPage`."""
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return IndexPage(base_of(answer), media_type, is_wanted, max_entries)
