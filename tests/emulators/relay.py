@@ -329,8 +329,8 @@ class _Connection:
             if not left:
                 break
         await self._writer.drain()
-        if cut.hang:
-            await asyncio.Event().wait()
+        while cut.hang and await self._reader.read(PIECE_BYTES):
+            pass
         return False
 
     async def _connect(self) -> tuple[StreamReader, StreamWriter]:
