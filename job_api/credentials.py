@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from job_api.faults import RAISED, WHAT_TO_SET, BadLocation, Denied
-from job_api.locations import CONTROL, Location
+from job_api.faults import RAISED, WHAT_TO_SET, Denied
+from job_api.locations import CONTROL, BadLocation, Location
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

@@ -8,6 +8,8 @@ import re
 
 from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
+from job_api.locations import StoreError
+
 # What obstore raises; beside its own errors some built-in ones.
 RAISED = (BaseError, OSError, ValueError)
 
@@ -68,14 +70,6 @@ TO_WRITE = {
     "s3": "writing takes the right to put objects, too (s3:PutObject, s3:AbortMultipartUpload)",
     "gs": "writing takes the right to create and delete objects, too (a role such as roles/storage.objectUser)",
 }
-
-
-class StoreError(Exception):
-    """A store cannot be used as asked; the message says why and what to do, and holds no secret."""
-
-
-class BadLocation(StoreError):
-    """The URL makes no sense, or is of a kind that cannot be used for this."""
 
 
 class BadKey(StoreError):

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, unquote_to_bytes, urlsplit
 
-from job_api.faults import BadLocation
-
 Kind = Literal["file", "az", "s3", "gs", "http"]
 
 SCHEMES: dict[str, Kind] = {
@@ -28,6 +26,14 @@ BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{1,254}")
 ACCOUNT_HOST = re.compile(r"([a-z0-9]{3,24})\.(?:dfs|blob)\.core\.windows\.net")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 SAFE = "/!$&'()*,;=:@+~"
+
+
+class StoreError(Exception):
+    """A store cannot be used as asked; the message says why and what to do, and holds no secret."""
+
+
+class BadLocation(StoreError):
+    """The URL makes no sense, or is of a kind that cannot be used for this."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from job_api import results, selection
 from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
 from job_api.db import Connection
 from job_api.errors import InvalidRequest, NotFound, ProjectBusy
-from job_api.faults import BadLocation
-from job_api.locations import SCHEMES, locate
+from job_api.locations import SCHEMES, BadLocation, locate
 from job_api.models import COUNTER_SLOTS
 from job_api.name_patterns import NamePattern
 from job_api.notices import announce

@@ -25,16 +25,14 @@ from job_api.faults import (
     RAISED,
     UNNAMEABLE,
     BadKey,
-    BadLocation,
     ContainerNotThere,
     Denied,
     NotThere,
-    StoreError,
     Unavailable,
     explain,
     service_code,
 )
-from job_api.locations import Location, locate
+from job_api.locations import BadLocation, Location, StoreError, locate
 
 __all__ = [
     "BadKey",

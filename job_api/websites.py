@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import httpx
 import tenacity
 
-from job_api.faults import BadLocation, Denied, NotThere, Unavailable
+from job_api.faults import Denied, NotThere, Unavailable
 from job_api.indexes import BadIndex, IndexPage, TooMuch, index_page
-from job_api.locations import Location
+from job_api.locations import BadLocation, Location
 from job_api.sending import jitter_seconds, retry_after_seconds, why
 from job_api.stores import Listing, StoredObject
 

@@ -156,7 +156,7 @@ def test_images_in_the_root_itself_are_told_from_nothing(tmp_path: Path) -> None
 
 
 def test_object_storage_is_loaded_only_when_it_is_wanted() -> None:
-    code = "import sys, add_jobs, job_api.cli; print([name for name in sys.modules if name.startswith('obstore')])"
+    code = "import sys, add_jobs, job_api.cli, job_api.main; print([m for m in sys.modules if m.startswith('obstore')])"
     result = subprocess.run(
         [sys.executable, "-c", code],
         text=True,
