@@ -216,9 +216,10 @@ def test_a_worker_killed_while_it_writes_leaves_a_job_that_its_successor_complet
         first.process.wait(20)
     assert names(folder) == set()
     (folder / f".{FILE_NAME}.{job_id}-1").write_text("what a kill in the middle of the writing leaves")
+    wait_for(lambda: admin.job(PROJECT, job_id).state is JobState.QUEUED)
     second = start_worker(service.root, service.token("worker"), **PLAN)
     assert second.wait() == 0, second.log
-    assert admin.job(PROJECT, job_id).state is JobState.COMPLETED
+    assert admin.job(PROJECT, job_id).state is JobState.COMPLETED, second.log
     assert_right((folder / FILE_NAME).read_bytes(), admin, job_id)
     assert names(folder) == {FILE_NAME}
 
@@ -441,8 +442,8 @@ def test_beside_images_on_a_web_server_nothing_can_be_wanted(admin: Client) -> N
     with pytest.raises(ApiError, match="web server"):
         admin.put_project(PROJECT, ProjectSettings(results_file=True))
     assert not admin.project(PROJECT).results_file
-    for source in ("HTTP://example.org", "https://[no host"):
-        with pytest.raises(ApiError, match="web server"):
+    for source, said in (("HTTP://example.org", "web server"), ("https://[no host", "this is no URL")):
+        with pytest.raises(ApiError, match=said):
             admin.put_project("other", ProjectSettings(source=source, results_file=True))
     assert [project.name for project in admin.projects()] == [PROJECT]
     admin.put_project(PROJECT, ProjectSettings(source="file:///data", results_file=True))
