@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Test processes; the machine's cores serve unless said otherwise.
 JOBS ?= $(shell nproc)
 
-.PHONY: help install demo test lint types tests bench-queue bench-recognition format migration clean
+.PHONY: help install demo test lint types tests bench-queue bench-recognition bench-storage format migration clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-queue: install ## Measure the service under load, a quarter of an hour; AR
 bench-recognition: install ## Measure the worker against DECIMER alone, on a replica of its model, 8 minutes; ARGS as above
 	@$(BIN)/python -m benchmarks.recognition $(ARGS)
 
+bench-storage: install ## Measure listing and reading of object storage on an emulator, 5 minutes; ARGS as above
+	@$(BIN)/python -m benchmarks.storage $(ARGS)
+
 format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -58,4 +61,4 @@ migration: install ## Draft a migration: MESSAGE="what it does", JOB_API_DATABAS
 	$(BIN)/alembic revision --autogenerate -m "$(MESSAGE)"
 
 clean: ## Remove what was installed and built here
-	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .coverage* demo-output
+	rm -rf .venv .tools tests/emulators/node_modules .mypy_cache .ruff_cache .pytest_cache .coverage* demo-output

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, BinaryIO
-from urllib.parse import unquote
 
 try:
     import typer
 
     from job_api.client import Client, ClientError, NotFound, Refused, Unreachable
     from job_api.config import CREDENTIALS_HINT, connect
+    from job_api.listing import CannotList, Choice, as_url, list_directories, same_place
     from job_api.schemas import MAX_JOBS_PER_ADD, ProjectSettings
     from job_api.terminal import printable, progress_bar
     from job_api.text import check_directory
@@ -80,13 +80,26 @@ def add_jobs(
         ),
     ] = None,
     list_root: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--list",
             metavar="ROOT",
-            help="Add the directories directly below ROOT, sorted. ROOT is the source of a new project, unless "
-            "--source says otherwise.",
+            help="Add the directories directly below ROOT, sorted: a local path, az://container/prefix, "
+            "s3://bucket/prefix or gs://bucket/prefix. ROOT is the source of a new project, unless --source says "
+            "otherwise.",
         ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Only directories whose whole name matches: * is any text, slashes too, ? one character, [ab] one of "
+            "these. Upper and lower case differ. May be repeated: what any of them matches.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave these out, also where --include matches; may be repeated."),
     ] = None,
     source: Annotated[
         str | None,
@@ -104,14 +117,17 @@ def add_jobs(
     tally = Tally(acknowledged=skip)
     try:
         with ExitStack() as stack:
-            rows = listed(list_root) if list_root is not None else written(jobs_file or "-", stack)
-            total = check(rows, skip)
-            url = as_url(source) if source is not None else list_root and as_url(str(list_root))
+            url = None if source is None else as_url(source)
+            root = None if list_root is None else as_url(list_root)
+            given = written(jobs_file or "-", stack) if root is None else listed(list_root or root, root)
+            choice = Choice(include or [], exclude or [])
+            total = check(given, choice, skip)
+            rows = chosen(given, choice)
             if dry_run:
-                show(project, rows, total, skip, url or None)
+                show(project, rows, total, skip, url or root)
                 return
             client = stack.enter_context(connect(config, retry_seconds=retry_seconds))
-            ensure_project(client, project, url or None, chosen=source is not None)
+            ensure_project(client, project, url or root, chosen=url is not None)
             send(client, project, rows, total, tally)
     except KeyboardInterrupt:
         give_up("interrupted", tally)
@@ -119,7 +135,7 @@ def add_jobs(
         hint = f"; {CREDENTIALS_HINT}" if isinstance(error, Refused) and error.status == 401 else ""
         resumable = isinstance(error, Unreachable) or tally.acknowledged > skip
         give_up(f"{error}{hint}", tally if resumable else None)
-    except BadInput as error:
+    except (BadInput, CannotList) as error:
         give_up(str(error), None)
     typer.echo(f"{tally.acknowledged - skip} directories: {tally.added} added, {tally.present} already present")
 
@@ -136,7 +152,7 @@ def give_up(why: str, tally: Tally | None) -> None:
 
 
 def written(jobs_file: str, stack: ExitStack) -> Rows:
-    """The rows of a file. What cannot be read twice (a pipe) is copied to a temporary file first."""
+    """The rows of a file, and a note on its comments. What cannot be read twice (a pipe) is copied to a file first."""
     try:
         file: BinaryIO = sys.stdin.buffer if jobs_file == "-" else Path(jobs_file).open("rb")  # noqa: SIM115 - the stack
         stack.callback(file.close)
@@ -147,6 +163,11 @@ def written(jobs_file: str, stack: ExitStack) -> Rows:
     except OSError as error:
         raise BadInput(f"cannot read {jobs_file}: {error.strerror}") from None
     place = "standard input" if jobs_file == "-" else jobs_file
+    file.seek(0)
+    if comments := sum(line.startswith(b"# ") for line in file):
+        # A directory may be called so, too.
+        note = f"note: rows that begin with '# ' are comments, here {comments}; write './# name' for a name"
+        typer.echo(note, err=True)
 
     def rows() -> Iterator[tuple[str, str]]:
         file.seek(0)
@@ -160,25 +181,31 @@ def written(jobs_file: str, stack: ExitStack) -> Rows:
     return rows
 
 
-def listed(root: Path) -> Rows:
-    """The directories directly below `root`, sorted by name."""
-    try:
-        with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:
-        raise BadInput(f"cannot list {root}: {error.strerror}") from None
-    return lambda: ((f"in {root}", name) for name in names)
+def listed(place: str, url: str) -> Rows:
+    """The directories directly below a place, given as it was typed and as its URL."""
+    with progress_bar() as progress:
+        progress.add_task(f"listing {printable(place)}", total=None)
+        names = list_directories(url)
+    return lambda: ((f"in {place}", name) for name in names)
 
 
-def check(rows: Rows, skip: int) -> int:
-    """Count the directories.
+def chosen(rows: Rows, choice: Choice) -> Rows:
+    """Those that are wanted."""
+    return lambda: (row for row in rows() if choice.wants(row[1])) if choice else rows()
+
+
+def check(rows: Rows, choice: Choice, skip: int) -> int:
+    """Count the directories that are wanted, and tell of patterns that match none.
 
     Raises:
         BadInput: some cannot be added (names them), or there is none, or fewer than `skip`.
     """
-    total = 0
+    seen, total = 0, 0
     bad: list[str] = []
     for place, name in rows():
+        seen += 1
+        if not choice.wants(name):
+            continue
         total += 1
         try:
             check_directory(name)
@@ -187,23 +214,14 @@ def check(rows: Rows, skip: int) -> int:
     if bad:
         more = len(bad) - MAX_BAD_ROWS_NAMED
         named = [*bad[:MAX_BAD_ROWS_NAMED], *([f"and {more} more"] if more > 0 else [])]
-        raise BadInput("nothing was added, these rows must be put right:\n  " + "\n  ".join(named))
+        raise BadInput("nothing was added, these rows must be put right, or excluded:\n  " + "\n  ".join(named))
+    for option in choice.unmatched():
+        typer.echo(f"note: {printable(option)} matches none of the {seen} directories", err=True)
     if total == 0:
-        raise BadInput("there is no directory to add")
+        raise BadInput("there is no directory to add" + (f": none of {seen} is left by the patterns" if seen else ""))
     if skip > total:
         raise BadInput(f"--skip={skip} leaves nothing to add: there are {total} directories")
     return total
-
-
-def as_url(source: str) -> str:
-    """A source as a URL: a path becomes a `file://` URL, a relative one after it was resolved."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", source):
-        return source
-    if not source.strip():
-        raise BadInput("--source is empty")
-    path = Path(source).expanduser()
-    # An absolute path stays as it is: a link in it may lead elsewhere on the workers' machines.
-    return (path if path.is_absolute() and ".." not in path.parts else path.resolve()).as_uri()
 
 
 # --- the service ---
@@ -231,7 +249,7 @@ def ensure_project(client: Client, project: str, source: str | None, *, chosen: 
         client.put_project(project, ProjectSettings(source=source))
         typer.echo(f"project {project} created, source {source}")
         return
-    if source is None or comparable(source) == comparable(existing.source):
+    if source is None or same_place(source, existing.source):
         return
     if not chosen:
         raise BadInput(
@@ -242,11 +260,6 @@ def ensure_project(client: Client, project: str, source: str | None, *, chosen: 
         f"project {project} has the source {existing.source}, not {source}; "
         "leave out --source, or choose another project for these directories"
     )
-
-
-def comparable(url: str) -> str:
-    """Two spellings of one source made the same."""
-    return (unquote(url) if url.startswith("file://") else url).rstrip("/")
 
 
 def send(client: Client, project: str, rows: Rows, total: int, tally: Tally) -> None:

@@ -261,6 +261,12 @@ class Client:
         path = f"{_job(lease.project, lease.job_id)}/images-done"
         return self._items(schemas.Page[str], path, {"worker_id": worker_id, "lease_seq": lease.lease_seq})
 
+    def results_done(self, lease: schemas.Lease, worker_id: str, *, after: str = "") -> Iterator[schemas.DoneResult]:
+        """Rows of a leased job that count for it, by image; those after an image of that name."""
+        path = f"{_job(lease.project, lease.job_id)}/results-done"
+        params = {"worker_id": worker_id, "lease_seq": lease.lease_seq, "after": after}
+        return self._pages(schemas.DoneResult, path, params)
+
     def heartbeat(self, worker_id: str, heartbeat: schemas.Heartbeat) -> schemas.HeartbeatAnswer:
         """Extend all leases of a worker and hear what became of them."""
         return self._ask(schemas.HeartbeatAnswer, "POST", f"/v4/workers/{_part(worker_id)}/heartbeat", heartbeat)

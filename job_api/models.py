@@ -129,6 +129,8 @@ class ProjectRow(SQLModel, table=True):
     engine_options: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False, server_default=text("'{}'")))
     priority: int = _int(default=0)
     max_failures: int = _int(default=3)
+    results_file: bool = _bool()
+    image_name_pattern: str | None = _text(nullable=True)
     paused: bool = _bool()
     created_at: datetime = _time(now=True)
     # Set: nobody can name it any more, and its rows are deleted bit by bit (`janitor.py`).

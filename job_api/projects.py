@@ -9,7 +9,9 @@ from job_api import results, selection
 from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
 from job_api.db import Connection
 from job_api.errors import InvalidRequest, NotFound, ProjectBusy
+from job_api.locations import SCHEMES, BadLocation, locate
 from job_api.models import COUNTER_SLOTS
+from job_api.name_patterns import NamePattern
 from job_api.notices import announce
 from job_api.schemas import (
     Attempt,
@@ -26,27 +28,26 @@ from job_api.schemas import (
 RATE_WINDOW_SECONDS = 300.0
 SAMPLES_KEPT_SECONDS = 3600.0
 
-PROJECT = """
-SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at
-FROM projects WHERE name = $1 AND deleted_at IS NULL
+_SHOWN = """
+id, name, source, engine, engine_options, priority, max_failures, results_file, image_name_pattern, paused, created_at
 """
-PROJECTS = """
-SELECT id, name, source, engine, engine_options, priority, max_failures, paused, created_at FROM projects
+PROJECT = f"SELECT {_SHOWN} FROM projects WHERE name = $1 AND deleted_at IS NULL"  # noqa: S608 - built from constants
+PROJECTS = f"""
+SELECT {_SHOWN} FROM projects
 WHERE name > $1 AND ($2::text IS NULL OR name = $2) AND deleted_at IS NULL ORDER BY name LIMIT $3
-"""
+"""  # noqa: S608
 PROJECT_ID = "SELECT id FROM projects WHERE name = $1 AND deleted_at IS NULL"
 CREATE = "INSERT INTO projects (name, source) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id"
-CHANGE = """
+# Of the pattern an empty text is none.
+CHANGE = f"""
 UPDATE projects SET source = coalesce($2, source), engine = coalesce($3, engine),
     engine_options = coalesce($4, engine_options), priority = coalesce($5, priority),
-    max_failures = coalesce($6, max_failures)
+    max_failures = coalesce($6, max_failures), results_file = coalesce($7, results_file),
+    image_name_pattern = nullif(coalesce($8, image_name_pattern), '')
 WHERE id = $1 AND deleted_at IS NULL
-RETURNING name, source, engine, engine_options, priority, max_failures, paused, created_at
-"""
-PAUSE = """
-UPDATE projects SET paused = $2 WHERE name = $1 AND deleted_at IS NULL
-RETURNING id, name, source, engine, engine_options, priority, max_failures, paused, created_at
-"""
+RETURNING {_SHOWN}
+"""  # noqa: S608
+PAUSE = f"UPDATE projects SET paused = $2 WHERE name = $1 AND deleted_at IS NULL RETURNING {_SHOWN}"  # noqa: S608
 LOCK = "SELECT id FROM projects WHERE name = $1 AND deleted_at IS NULL FOR UPDATE"
 # Its name is free at once, and nobody can guess the one it gets. That still looks like a name, and without slots the
 # project counts for nothing and has nothing to claim: older services that run beside this one need no more.
@@ -121,8 +122,20 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
     """Create a project, or change the settings that are given.
 
     Raises:
-        InvalidRequest: the project is new and no source is given.
+        InvalidRequest: the project is new and no source is given, the source is no URL that workers know or has a
+            credential in it, the images' pattern makes no sense, or results are to be written to where nothing can be
+            written. What was changed is to be rolled back.
     """
+    if settings.source is not None:
+        try:
+            locate(settings.source)
+        except BadLocation as error:
+            raise InvalidRequest(f"source: {error}") from None
+    if settings.image_name_pattern:
+        try:
+            NamePattern(settings.image_name_pattern)
+        except ValueError as error:
+            raise InvalidRequest(f"image_name_pattern: {error}") from None
     found = await connection.fetchrow(PROJECT, name)
     if found is None:
         if settings.source is None:
@@ -141,8 +154,16 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
         settings.engine_options,
         settings.priority,
         settings.max_failures,
+        settings.results_file,
+        settings.image_name_pattern,
     )
-    return _project(changed or found)
+    project = _project(changed or found)
+    if project.results_file and SCHEMES.get(project.source.partition(":")[0].lower()) == "http":
+        raise InvalidRequest(
+            "results_file: nothing can be written beside the images on a web server; set results_file to false, or "
+            "let the source be where the images can be written to (file, az, s3, gs)"
+        )
+    return project
 
 
 async def pause(connection: Connection, name: str, *, paused: bool) -> Project:

@@ -18,6 +18,7 @@ from job_api.db import Connection
 from job_api.queue import LeaseKey
 from job_api.queue_sql import AFTER_FORGOTTEN, HELD, PRESENT
 from job_api.schemas import (
+    DoneResult,
     EngineRun,
     InvalidRow,
     NewResult,
@@ -107,6 +108,13 @@ SELECT c.stored FROM counted c CROSS JOIN announced
 # Images of a job that need no work, a page of them.
 IMAGES_DONE = f"""
 SELECT r.image FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON p.id = j.project_id
+WHERE r.job_id = $1 AND r.image > $2 AND {PRESENT} ORDER BY r.image LIMIT $3
+"""  # noqa: S608 - built from constants
+
+# What is said of them in smiles_output.json.
+RESULTS_DONE = f"""
+SELECT r.image, r.status, r.smiles, r.confidence_mean, r.confidence_min, r.error_message, r.processed_at
+FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON p.id = j.project_id
 WHERE r.job_id = $1 AND r.image > $2 AND {PRESENT} ORDER BY r.image LIMIT $3
 """  # noqa: S608 - built from constants
 
@@ -221,6 +229,11 @@ def _contradiction(row: NewResult, run: EngineRun) -> str | None:
 async def images_done(connection: Connection, job_id: int, after: str, limit: int) -> list[str]:
     """Images of a job, after one in the order of names, that need no work."""
     return [row["image"] for row in await connection.fetch(IMAGES_DONE, job_id, after, limit)]
+
+
+async def results_done(connection: Connection, job_id: int, after: str, limit: int) -> list[DoneResult]:
+    """Rows of a job that count for it, after an image in the order of names."""
+    return [DoneResult.model_validate(dict(row)) for row in await connection.fetch(RESULTS_DONE, job_id, after, limit)]
 
 
 async def rows_of_job(connection: Connection, job_id: int, after: tuple[str, str], limit: int) -> list[asyncpg.Record]:

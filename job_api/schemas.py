@@ -41,6 +41,7 @@ MAX_LEASES_PER_HEARTBEAT = 1_000
 MAX_WAIT_SECONDS = 50
 MAX_ENGINE_OPTIONS_BYTES = 16_384
 MAX_ENGINE_OPTIONS_DEPTH = 10
+MAX_NAME_PATTERN_CHARS = 500
 MAX_PAGE_SIZE = 1_000
 
 SESSION_TOKEN_NAME = "session"  # noqa: S105 - what a token that stands for a login is called
@@ -319,6 +320,8 @@ def _depth(value: Any) -> int:
 
 
 EngineOptions = Annotated[dict[str, Any], AfterValidator(_plain_options)]
+# Whether it is a pattern at all is judged by the service (`name_patterns`).
+ImageNamePattern = Annotated[str, StringConstraints(max_length=MAX_NAME_PATTERN_CHARS), AfterValidator(_no_nul)]
 
 
 class ProjectSettings(Request):
@@ -329,6 +332,14 @@ class ProjectSettings(Request):
     engine_options: EngineOptions | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
     max_failures: int | None = Field(default=None, ge=1, le=100)
+    results_file: bool | None = Field(
+        default=None, description="write smiles_output.json into each directory before its job is completed"
+    )
+    image_name_pattern: ImageNamePattern | None = Field(
+        default=None,
+        description="RE2 pattern with the groups `sequence`, `sub_sequence`, `part`, looked for in each image's file "
+        "name for smiles_output.json; an empty text removes it",
+    )
 
 
 class JobCounts(Wire):
@@ -364,6 +375,8 @@ class Project(Wire):
     engine_options: dict[str, Any]
     priority: int
     max_failures: int
+    results_file: bool = False
+    image_name_pattern: str | None = None
     paused: bool
     created_at: datetime
 
@@ -545,6 +558,10 @@ class Lease(Wire):
     lease_seconds: float
     results_count: int
     """Rows of earlier attempts that need no work; when not 0, ask images-done for them."""
+    results_file: bool = False
+    """Whether smiles_output.json is to be written into the directory before the job is completed."""
+    image_name_pattern: str | None = None
+    """What is looked for in the images' names for that file (`name_patterns`)."""
 
 
 class Claimed(Wire):
@@ -743,6 +760,18 @@ class LeaseEnded(Wire):
     state: JobState
     outcome: Outcome
     refused: list[RefusedRow] = []
+
+
+class DoneResult(Wire):
+    """A stored row of a leased job that counts for it, with what smiles_output.json says of an image."""
+
+    image: str
+    status: ResultStatus
+    smiles: str | None
+    confidence_mean: float | None
+    confidence_min: float | None
+    error_message: str | None
+    processed_at: datetime
 
 
 class Result(Wire):

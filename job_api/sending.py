@@ -326,10 +326,10 @@ def _as_error(answer: httpx.Response) -> ApiError:
             said += " without an error document, as a proxy or another service would"
         problem = schemas.Problem(type="about:blank", title="", status=answer.status_code, detail=said)
     kind = problem.type.removeprefix(PROBLEM_TYPE_PREFIX)
-    return _BY_TYPE.get(kind, ApiError)(answer.status_code, kind, problem.detail, _retry_after_seconds(answer.headers))
+    return _BY_TYPE.get(kind, ApiError)(answer.status_code, kind, problem.detail, retry_after_seconds(answer.headers))
 
 
-def _retry_after_seconds(headers: httpx.Headers) -> float | None:
+def retry_after_seconds(headers: httpx.Headers) -> float | None:
     """What `Retry-After` asks for, as seconds or as a date; a date is compared with the answer's own, not our clock."""
     asked = headers.get("Retry-After", "")
     try:

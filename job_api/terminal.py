@@ -14,5 +14,5 @@ def printable(text: str, max_chars: int = 200) -> str:
 def progress_bar() -> Progress:
     """A bar on standard error, where that is a terminal; elsewhere nothing."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

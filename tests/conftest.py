@@ -3,7 +3,13 @@
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-pytest_plugins = ["tests.plugins.model", "tests.plugins.service", "tests.plugins.fleet"]
+pytest_plugins = [
+    "tests.plugins.model",
+    "tests.plugins.service",
+    "tests.plugins.fleet",
+    "tests.plugins.emulators",
+    "tests.plugins.clouds",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -80,6 +80,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v4/{project}/jobs/{job_id}": None,
     "GET /v4/{project}/jobs/{job_id}/images-done": None,
     "GET /v4/{project}/jobs/{job_id}/results": None,
+    "GET /v4/{project}/jobs/{job_id}/results-done": None,
     "GET /v4/{project}/logs": None,
     "GET /v4/{project}/results": None,
     "PUT /v4/users/{name}": {"password": "a long password", "role": "read", "project": PROJECT},
@@ -89,6 +90,8 @@ BODIES: dict[str, dict[str, Any] | None] = {
         "engine_options": {"hand_drawn": "no"},
         "priority": 1,
         "max_failures": 3,
+        "results_file": True,
+        "image_name_pattern": r"_(?P<sequence>\d+)",
     },
     "POST /v4/claim": CLAIM | {"claim_key": "yet-another"},
     "POST /v4/token": TOKEN,
@@ -137,7 +140,8 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "DELETE /v4/{project}": None,
 }
 QUERY: dict[str, dict[str, str | int]] = {
-    "GET /v4/{project}/jobs/{job_id}/images-done": {"worker_id": WORKER, "lease_seq": 1}
+    "GET /v4/{project}/jobs/{job_id}/images-done": {"worker_id": WORKER, "lease_seq": 1},
+    "GET /v4/{project}/jobs/{job_id}/results-done": {"worker_id": WORKER, "lease_seq": 1},
 }
 # Called after all others but the DELETEs, when other calls have queued jobs again, and while WORKER may still claim.
 STEERING = ("drain", "quarantine", "lift")

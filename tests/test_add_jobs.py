@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from add_jobs import app, as_url
+from add_jobs import app
+from job_api.listing import as_url
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
 
@@ -91,7 +92,7 @@ def test_rows_lose_their_line_end_only(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert fake.directories == ["Name (Author 1999)/output", "  two  ", "# no comment", "#1", "b/c", "é\rx"]
     assert result.stdout == "6 directories: 6 added, 0 already present\n"
-    assert result.stderr == ""
+    assert result.stderr == "note: rows that begin with '# ' are comments, here 1; write './# name' for a name\n"
 
 
 def test_standard_input_is_read() -> None:
@@ -122,6 +123,26 @@ def test_children_of_a_root_are_listed_sorted(tmp_path: Path) -> None:
     assert (result.exit_code, fake.directories) == (0, ["# c", "A", "a (2001)", "b", "line\nend", "é"])
 
 
+def test_patterns_choose_of_a_file_and_of_a_listing_before_anything_is_skipped(tmp_path: Path) -> None:
+    names = ["Ash 1999", "Ash 2001", "Ash 2001 (old)", "Berg/output"]
+    for name in names:
+        (tmp_path / "root" / name).mkdir(parents=True)
+    path = rows_file(tmp_path, "\n".join(names).encode())
+    patterns = ("--include", "Ash*", "--include", "Berg*", "--exclude", "*(old)", "--exclude", "no*", "--skip", 1)
+    for given, last in ((("--jobs-file", path), "Berg/output"), (("--list", tmp_path / "root"), "Berg")):
+        fake = FakeProject()
+        with serving(fake) as server:
+            result = add("p", *given, "--source", "/data/a b", *patterns, root=server.root)
+        assert (result.exit_code, fake.directories) == (0, ["Ash 2001", last])
+        assert result.stderr == "note: --exclude 'no*' matches none of the 4 directories\n"
+
+
+def test_bad_row_may_be_excluded(tmp_path: Path) -> None:
+    path = rows_file(tmp_path, b"a\n../b\n")
+    assert "or excluded" in add("p", "--jobs-file", path, "--dry-run").stderr
+    assert add("p", "--jobs-file", path, "--dry-run", "--exclude", "../*").exit_code == 0
+
+
 def test_dry_run_shows_and_sends_nothing(tmp_path: Path) -> None:
     result = add("p", "--jobs-file", rows_file(tmp_path, 13), "--skip", 1, "--source", "/data/a b", "--dry-run")
     assert result.exit_code == 0
@@ -135,11 +156,11 @@ def test_dry_run_shows_and_sends_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "url"),
     [
-        ("/data/Name (Author 1999)/é", "file:///data/Name%20%28Author%201999%29/%C3%A9"),
+        ("/data/Name (Author 1999)/é", "file:///data/Name%20(Author%201999)/%C3%A9"),
         ("/data/50%#?", "file:///data/50%25%23%3F"),
         ("/data/x/", "file:///data/x"),
         ("/data/../other", "file:///other"),
-        ("s3://bucket/a b", "s3://bucket/a b"),
+        ("s3://bucket/a b/", "s3://bucket/a%20b"),
         ("file:///data/a%20b", "file:///data/a%20b"),
         ("https://host/x", "https://host/x"),
     ],
@@ -172,7 +193,8 @@ def test_bad_rows_are_named_with_their_lines(tmp_path: Path) -> None:
     rows = [b"good", b"# ../comment", b"a/../b", b"/abs", b"nul\0here", b"caf\xe9", b"..", b"./", long, b"\x1b[31m/.."]
     path = rows_file(tmp_path, b"\n".join(rows))
     said = refused("--jobs-file", path).splitlines()
-    assert said[1:] == [
+    assert said[0].startswith("note: ")
+    assert said[2:] == [
         f"  {path}, line 3: 'a/../b' holds '..'",
         f"  {path}, line 4: '/abs' is absolute; give it relative to the project's source",
         f"  {path}, line 5: 'nul\ufffdhere' holds a NUL character",
@@ -206,12 +228,20 @@ def test_nothing_to_add_is_said(tmp_path: Path) -> None:
     assert "there are 3 directories" in refused("--jobs-file", rows_file(tmp_path, 3), "--skip", 4)
 
 
+def test_nothing_left_by_patterns_is_said(tmp_path: Path) -> None:
+    said = refused("--jobs-file", rows_file(tmp_path, 3), "--include", "dir*", "--include", "x", "--exclude", "*")
+    assert said.splitlines() == [
+        "note: --include x matches none of the 3 directories",
+        "add_jobs.py: there is no directory to add: none of 3 is left by the patterns",
+    ]
+
+
 def test_input_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert refused("--jobs-file", tmp_path / "no.txt") == (
         f"add_jobs.py: cannot read {tmp_path}/no.txt: No such file or directory\n"
     )
     assert "Is a directory" in refused("--jobs-file", tmp_path)
-    assert "cannot list" in refused("--list", tmp_path / "no")
+    assert f"there is no directory {tmp_path}/no" in refused("--list", tmp_path / "no")
 
 
 def test_other_source_of_a_project_is_refused(tmp_path: Path) -> None:
@@ -327,6 +357,22 @@ def started(server: ScriptedServer, *arguments: str) -> "subprocess.Popen[str]":
 
 
 # --- the program ---
+
+
+def test_odd_place_is_listed_on_a_terminal(tmp_path: Path) -> None:
+    root = tmp_path / "[R1] [/x]"
+    (root / "a").mkdir(parents=True)
+    terminal, other_end = os.openpty()
+    try:
+        command = [sys.executable, str(SCRIPT), "p", "--list", str(root), "--dry-run"]
+        done = subprocess.run(
+            command, text=True, stdout=subprocess.PIPE, stderr=other_end, check=False, timeout=END_SECONDS
+        )
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "  a")
+        assert b"listing" in os.read(terminal, 10_000)
+    finally:
+        os.close(terminal)
+        os.close(other_end)
 
 
 def test_it_is_executable() -> None:

@@ -173,6 +173,7 @@ def test_a_late_writer_finds_nothing_while_the_rows_are_still_there(service: Run
         lambda: worker.fail(lease),
         lambda: worker.release(lease),
         lambda: worker.images_done(lease),
+        lambda: worker.results_done(lease),
     ):
         with pytest.raises(NotFound):
             write()

@@ -90,6 +90,7 @@ def test_leases_that_come_when_no_more_are_claimed_are_told_all_the_same() -> No
             once=False,
             wanted=lambda: 1,
             on_lease=taken.append,
+            on_stopped=lambda: None,
             on_refusal=lambda _: None,
         )
         claimer.start()

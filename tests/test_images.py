@@ -7,15 +7,17 @@ import pytest
 
 from job_api.schemas import NewResult, ResultStatus
 from uworker.images import (
-    LocalSource,
     NoImages,
     SourceNotAllowed,
     SourceUnsupported,
     StorageFault,
     Verdict,
-    open_source,
+    storable,
+    unique,
 )
 from uworker.settings import WorkerSettings
+from uworker.sources import open_source
+from uworker.sources.local import LocalSource
 
 MAX_BYTES = 100
 
@@ -83,6 +85,51 @@ def test_a_path_that_is_too_long_to_be_stored_is_cut_and_stays_unique(root: Path
     assert len(set(shown)) == 2
     for name in shown:
         NewResult(image=name, status=ResultStatus.MISSING)
+
+
+def test_a_listing_is_a_stream_and_looks_into_a_folder_when_it_comes_to_it(root: Path) -> None:
+    write(root / "job", "a/1.png", "b/2.png", "b.png", "c/3.png")
+    images = source(root).list_images("job")
+    assert next(images).name == "a/1.png"
+    write(root / "job", "c/4.png")
+    assert [image.name for image in images] == ["b.png", "b/2.png", "c/3.png", "c/4.png"]
+
+
+def test_folders_and_files_are_in_the_order_of_their_whole_paths(root: Path) -> None:
+    shown = ["a!/1.png", "a-1.png", "a.png", "a.png.png", "a/1.png", "a/b/2.png", "a0.png", "a0/3.png", "é.png"]
+    write(root / "job", *reversed(shown))
+    assert names(root) == shown == sorted(shown)
+
+
+def test_the_listing_knows_the_sizes_also_behind_links(root: Path) -> None:
+    write(root / "job", "a.png", content=bytes(7))
+    (root / "job/b.png").symlink_to("a.png")
+    (root / "job/c.png").symlink_to("nothing")
+    sizes = {image.name: image.size for image in source(root).list_images("job")}
+    assert sizes == {"a.png": 7, "b.png": 7, "c.png": None}
+
+
+def test_a_folder_that_goes_during_the_listing_is_passed_over_but_not_a_root(root: Path, tmp_path: Path) -> None:
+    """A disk that is taken away must not make a job look shorter than it is."""
+    write(root / "job", "a.png", "b/1.png", "c/1.png", "d/1.png")
+    images = source(root).list_images("job")
+    assert next(images).name == "a.png"
+    (root / "job/b").rename(tmp_path / "gone")
+    assert next(images).name == "c/1.png"
+    root.rename(tmp_path / "unmounted")
+    with pytest.raises(StorageFault):
+        next(images)
+
+
+def test_only_names_that_cleaning_can_have_made_are_kept_to_tell_them_apart() -> None:
+    kept = set[str]()
+    for path in ("plain.png", "plain.png (2)", "Grüße (1999)/#1 100%+.png", os.fsdecode(b"caf\xe9.png"), "x\0y.png"):
+        unique(storable(path), kept)
+    assert kept == {"caf\\xe9.png", "x\ufffdy.png"}
+    # Whatever a changed name may be equal to is kept as well.
+    spelt = [unique(storable(path), kept) for path in ("caf\\xe9.png", "x\ufffdy.png", "ü" * 600, "ü" * 600)]
+    assert spelt[:2] == ["caf\\xe9.png (2)", "x\ufffdy.png (2)"]
+    assert spelt[3] == f"{spelt[2]} (2)"
 
 
 def test_a_link_out_of_the_source_is_a_row_and_is_not_read(root: Path, tmp_path: Path) -> None:
@@ -172,7 +219,7 @@ def test_a_directory_without_images_is_no_fault_of_the_storage(root: Path, direc
     write(root, "job/a.png", "text only/notes.txt", "a file")
     (root / "empty").mkdir()
     with pytest.raises(NoImages) as caught:
-        source(root).list_images(directory)
+        list(source(root).list_images(directory))
     assert (caught.value.reason, caught.value.retryable) == ("no-images", False)
 
 
@@ -181,7 +228,7 @@ def test_a_directory_that_leads_out_of_the_source_is_not_read(root: Path, tmp_pa
     write(tmp_path, "elsewhere/below/secret.png")
     (root / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     with pytest.raises(SourceNotAllowed):
-        source(root).list_images(directory)
+        list(source(root).list_images(directory))
 
 
 def test_a_root_that_is_not_mounted_fails_its_jobs_for_now_only(root: Path, tmp_path: Path) -> None:
@@ -189,7 +236,7 @@ def test_a_root_that_is_not_mounted_fails_its_jobs_for_now_only(root: Path, tmp_
     write(tmp_path, "a file")
     for unmounted in ("nowhere", "mount point", "a file"):
         with pytest.raises(StorageFault) as caught:
-            source(tmp_path / unmounted).list_images("job")
+            list(source(tmp_path / unmounted).list_images("job"))
         assert (caught.value.reason, caught.value.retryable) == ("storage", True)
 
 
@@ -220,7 +267,7 @@ def test_a_file_url_is_decoded_and_a_path_is_not(tmp_path: Path) -> None:
     assert [i.name for i in open_source(str(tmp_path / "100%25"), settings()).list_images("job")] == ["b.png"]
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x", "https://host/x", "file://other-host/x", "relative/path"])
+@pytest.mark.parametrize("url", ["ftp://host/x", "file://other-host/x", "relative/path"])
 def test_what_is_not_local_is_refused_with_what_to_set(url: str) -> None:
     with pytest.raises(SourceUnsupported, match="UWORKER_SOURCE_ROOT") as caught:
         open_source(url, settings())
@@ -240,7 +287,7 @@ def test_only_allowed_folders_are_read_links_and_neighbours_included(root: Path,
     (root / "way out").symlink_to(tmp_path / "root-neighbour", target_is_directory=True)
     allowing = settings(source_allow=str(root))
     for allowed in (root, tmp_path / "way in"):
-        assert len(open_source(str(allowed), allowing).list_images("job")) == 1
+        assert len(list(open_source(str(allowed), allowing).list_images("job"))) == 1
     for refused in (tmp_path, tmp_path / "root-neighbour", root / "way out", root / "../root-neighbour"):
         with pytest.raises(SourceNotAllowed, match="UWORKER_SOURCE_ALLOW"):
             open_source(str(refused), allowing)

@@ -57,6 +57,7 @@ def writes(stale: Holder, lease: Any) -> dict[str, Callable[[], object]]:
         "fail": lambda: stale.fail(lease),
         "release": lambda: stale.release(lease),
         "images-done": lambda: stale.images_done(lease),
+        "results-done": lambda: stale.results_done(lease),
     }
 
 
@@ -103,7 +104,9 @@ def test_a_worker_paused_past_its_lease_changes_nothing_once_another_has_claimed
 
 
 @pytest.mark.service(**SHORT_LEASE)
-@pytest.mark.parametrize("first_write", ["heartbeat", "results", "complete", "fail", "release", "images-done"])
+@pytest.mark.parametrize(
+    "first_write", ["heartbeat", "results", "complete", "fail", "release", "images-done", "results-done"]
+)
 def test_a_lease_nobody_claimed_again_comes_back_at_its_next_write_uncharged(
     service: RunningService, admin: Client, first_write: str
 ) -> None:

@@ -104,6 +104,7 @@ HOT = {
         by=(*HELD_BY, ("results_pkey", "image"), FORGOTTEN_BY),
     ),
     "images done": Hot(results.IMAGES_DONE, "jobs_pkey results_pkey", sorts=("r.image",)),
+    "results done": Hot(results.RESULTS_DONE, "jobs_pkey results_pkey", sorts=("r.image",)),
     "count present": Hot(queue_sql.COUNT_PRESENT, "jobs_pkey results_pkey"),
     "leases of claim": Hot(
         queue_sql.LEASES_OF_CLAIM,

@@ -500,7 +500,6 @@ def test_a_worker_with_a_wrong_mount_costs_no_job(
     assert "lifted" in bad.log
 
 
-@BEATING
 def test_a_quarantined_worker_that_runs_once_ends_and_says_so(
     service: RunningService, small_corpus: Corpus, wrong_root: str, start_worker: WorkerStarter
 ) -> None:
@@ -508,6 +507,7 @@ def test_a_quarantined_worker_that_runs_once_ends_and_says_so(
     worker = start_worker(service.root, service.token("worker"), source_root=wrong_root)
     assert worker.wait(60) == 5, worker.log
     assert "quarantined" in worker.log
+    assert "told to stop" not in worker.log, "the refusal of a claim does not say why, and comes again and again"
     [told] = admin.workers()
     assert told.state == "gone"
     assert told.reason is not None

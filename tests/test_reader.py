@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from job_api.client import Client
+from job_api.client import ApiError, Client, LeaseLost, NotFound, Unreachable
 from tests.plugins.holder import LEASE
 from tests.scripted import Answer, problem, serving
 from tests.serving import wait_for
+from uworker.away import MAX_FAULTS, Patience
 from uworker.holding import Holding
 from uworker.reader import Reader
 from uworker.settings import WorkerSettings
@@ -46,13 +47,29 @@ def test_a_job_waits_until_it_is_known_which_of_its_images_are_done(images: Path
         reader, holding = reader_of(server.root, images, threading.Event())
         reader.start()
         reader.add(holding)
-        wait_for(lambda: reader.images_ahead() == 2 and reader.peek() is not None)
+        wait_for(lambda: reader.images_ahead() == 2 and holding.image_count == 3)
         wait_for(lambda: len(server.asked) == 2)
         names = [taken.task.name for taken in (reader.take(), reader.take()) if taken is not None]
         reader.stop()
     assert names == ["1.png", "3.png"]
     assert holding.failure is None
     assert holding.image_count == 3
+
+
+def test_trouble_of_the_services_own_is_waited_out_for_minutes_and_its_absence_for_ever() -> None:
+    away, fault = Unreachable("no route"), ApiError(500, "urn:decimer-jobs:internal", "a defect")
+    patience = Patience("job 1 waits")
+    assert all(patience.bears(fault) for _ in range(MAX_FAULTS - 1))
+    assert all(patience.bears(away) for _ in range(2 * MAX_FAULTS))
+    assert all(patience.bears(fault) for _ in range(MAX_FAULTS - 1)), "it was away since"
+    patience.renew()
+    assert all(patience.bears(fault) for _ in range(MAX_FAULTS - 1)), "it has given something since"
+    assert not patience.bears(fault)
+
+
+@pytest.mark.parametrize("error", [LeaseLost, NotFound])
+def test_an_answer_that_is_meant_for_the_job_is_not_waited_out(error: type[ApiError]) -> None:
+    assert not Patience("job 1 waits").bears(error(404, "about:blank", "no such job"))
 
 
 def test_a_lease_that_is_lost_meanwhile_is_waited_for_no_longer(images: Path) -> None:

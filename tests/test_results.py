@@ -113,6 +113,10 @@ def test_a_rerun_by_status_does_only_those_again(service: RunningService, worker
     admin.cancel(PROJECT, 3)
     again = worker.one(PROJECT)
     assert worker.images_done(again) == ["1.png", "3.png"]
+    assert [(row.image, row.status) for row in worker.results_done(again)] == [
+        ("1.png", "recognised"),
+        ("3.png", "crashed"),
+    ]
     worker.complete(again, 3, "2.png")
     assert [row.status for row in admin.job_results(PROJECT, lease.job_id)] == ["recognised", "recognised", "crashed"]
     service.assert_counters_equal_recount()
@@ -124,6 +128,8 @@ def test_rows_of_a_job_come_in_pages(worker: Holder, admin: Client) -> None:
     worker.post(lease, *names)
     assert [row.image for row in admin.job_results(PROJECT, lease.job_id)] == names
     assert worker.images_done(lease) == names
+    assert [row.image for row in worker.results_done(lease)] == names
+    assert [row.image for row in worker.client.results_done(lease, worker.worker_id, after=names[99])] == names[100:]
     assert [job.directory for job in admin.jobs(PROJECT, limit=1)] == ["a", "b", "Größe & Söhne (Müller 2019)"]
 
 

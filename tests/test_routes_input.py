@@ -143,6 +143,32 @@ def test_reserved_and_impossible_names_are_no_projects(stage: Stage) -> None:
     assert {word for word in taken if not word.startswith("{")} == RESERVED_PROJECT_NAMES
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://user:SECRET@host/images",
+        "https://host/images?sig=SECRET",
+        "az://container/images?sv=2024&sig=SECRET",
+        "s3://KEY:SECRET@bucket/images",
+        "abfss://container@SECRET.example.com/images",
+        "ftp://host/SECRET",
+        "images",
+    ],
+)
+def test_a_source_with_a_credential_in_it_or_of_no_kind_is_neither_kept_nor_echoed(stage: Stage, source: str) -> None:
+    by_key = {operation.key: operation for operation in stage.operations}
+    put, get = by_key["PUT /v4/{project}"], by_key["GET /v4/{project}"]
+    answer = stage.right_call(put, json={"source": source})
+    assert kind_of(answer) == "invalid-request"
+    put.check(answer)
+    assert "SECRET" not in answer.text
+    assert stage.right_call(get).json()["source"] != source
+    assert (
+        kind_of(stage.right_call(put, stage.path(put, project="another"), json={"source": source})) == "invalid-request"
+    )
+    assert stage.right_call(get, stage.path(get, project="another")).status_code == 404
+
+
 def test_a_body_that_is_no_json_is_refused_as_such(stage: Stage) -> None:
     for operation in stage.operations:
         if not operation.takes_body:

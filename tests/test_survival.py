@@ -145,7 +145,8 @@ def test_sigterm_is_obeyed_in_time_when_nobody_answers(
             assert time.monotonic() - asked_at < 20
         finally:
             serving.process.send_signal(signal.SIGCONT)
-        assert "goodbye did not arrive" in worker.log
+        # Where all that is held has rows on disk, there is nothing to give back.
+        assert "goodbye did not arrive" in worker.log or "jobs are kept in" in worker.log, worker.log
         assert worker.children() == []
 
 

@@ -59,11 +59,6 @@ def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -
     assert (settings.processes, settings.source_root, settings.snapshot) == (None, None, None)
 
 
-def test_folders_that_may_be_read_are_separated_as_in_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_all(monkeypatch, job_api_root="http://h", job_api_token=SECRET, source_allow="/data/a:/data/b c:")
-    assert load_settings().source_allow == ["/data/a", "/data/b c"]
-
-
 def test_weights_lie_where_pystow_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, job_api_root="http://h", job_api_token=SECRET)
     assert load_settings().weights_home == Path("~/.data").expanduser()

@@ -29,6 +29,7 @@ class Claimer:
         once: whether the worker ends when the queue is empty.
         wanted: how many more jobs are wanted now.
         on_lease: told of each lease.
+        on_stopped: told when the service lets this worker claim no more; the heartbeat brings why, and what to do.
         on_refusal: told when the service does not let the worker in.
     """
 
@@ -42,6 +43,7 @@ class Claimer:
         once: bool,
         wanted: Callable[[], int],
         on_lease: Callable[[Lease], None],
+        on_stopped: Callable[[], None],
         on_refusal: Callable[[ClientError], None],
     ) -> None:
         self._client = client
@@ -51,6 +53,7 @@ class Claimer:
         self._once = once
         self._wanted = wanted
         self._on_lease = on_lease
+        self._on_stopped = on_stopped
         self._on_refusal = on_refusal
         self._stop = threading.Event()
         self._changed = threading.Event()
@@ -98,10 +101,9 @@ class Claimer:
             try:
                 self._claim(jobs)
             except WorkerStopped as error:
-                # The heartbeat brings the same news, and what to do.
                 self._key = None
-                if not self._stop.is_set():
-                    log.info("%s", error)
+                log.debug("%s", error)
+                self._on_stopped()
                 self._stop.wait(RETRY_SECONDS)
             except NotFound as error:
                 self._key = None

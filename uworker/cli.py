@@ -23,7 +23,8 @@ def _help() -> str:
         "finished is posted and the rest given back, in under 20 s).\n\n"
         "\b\nSettings, all in the environment:\n" + "\n".join(lines) + "\n\n"
         "\b\nExit codes: 0 done or stopped; 2 wrong settings; 3 the engine or its weights cannot be loaded;\n"
-        "4 the service refuses this worker, or (with --once) is not there; 5 (with --once) it is quarantined."
+        "4 the service refuses this worker, or (with --once) is not there; 5 (with --once) it is quarantined;\n"
+        "6 the storage does not let this worker in."
     )
 
 

@@ -44,6 +44,7 @@ class Heart:
         self._on_refusal = on_refusal
         self._seconds = 1.0
         self._stop = threading.Event()
+        self._due = threading.Event()
         self._unnamed_before: set[tuple[int, int]] = set()
         self.state = WorkerState.RUN
         self._thread = threading.Thread(target=self._beat_for_ever, name="heart", daemon=True)
@@ -56,9 +57,18 @@ class Heart:
     def stop(self) -> None:
         """Beat no more."""
         self._stop.set()
+        self._due.set()
+
+    def beat_now(self) -> None:
+        """Do not wait for the next beat: there are news for this worker."""
+        self._due.set()
 
     def _beat_for_ever(self) -> None:
-        while not self._stop.wait(self._seconds):
+        while True:
+            self._due.wait(self._seconds)
+            self._due.clear()
+            if self._stop.is_set():
+                return
             try:
                 self._beat()
             except Refused as error:

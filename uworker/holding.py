@@ -79,6 +79,8 @@ class Holding:
         self._rows_lost = 0
         self._given_back = False
         self._failure: Fail | None = None
+        self._file_due = lease.results_file
+        self._file_begun = False
 
     @classmethod
     def restored(cls, spool: Spool, spooled: SpooledLease) -> "Holding":
@@ -190,6 +192,11 @@ class Holding:
         return self._rows_lost
 
     @property
+    def has_open(self) -> bool:
+        """Whether images of it are on their way to the engine or in its hands."""
+        return bool(self._open)
+
+    @property
     def failure(self) -> Fail | None:
         """What it fails with, if it does."""
         return self._failure
@@ -213,7 +220,9 @@ class Holding:
             rows = [row for row, _ in zip(self._rows, range(MAX_BATCH_ROWS), strict=False)]
             ending = self._ending() if len(rows) == len(self._rows) else None
             old = bool(rows) and time.monotonic() - self._oldest_row_at >= MAX_BATCH_AGE_SECONDS
-            if ending is not None or len(rows) == MAX_BATCH_ROWS or (rows and (old or flush)):
+            # For its file it has to wait until all rows are stored; then they need not wait for more.
+            soon = flush or old or self._is_done
+            if ending is not None or len(rows) == MAX_BATCH_ROWS or (rows and soon):
                 return Batch(rows, ending)
             return None
 
@@ -227,7 +236,29 @@ class Holding:
             return Ending.FAIL
         if self._given_back:
             return Ending.RELEASE
-        return Ending.COMPLETE if self._listed and not self._open else None
+        return Ending.COMPLETE if self._is_done and not self._file_due else None
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether each image has its row, here or posted."""
+        return self._listed and not self._open
+
+    def begin_file(self) -> bool:
+        """Whether the job's results file is to be written now: once, when no row of the job is left in memory.
+
+        Until it is written the job does not count as done, on disk neither: another worker will write it.
+        """
+        with self._lock:
+            begins = self._file_due and not self._file_begun and self._is_done and not self._rows
+            if not begins or self.abandoned or self._given_back:
+                return False
+            self._file_begun = True
+            return True
+
+    def finish_file(self) -> None:
+        """The results file is in its place, and the job may be completed."""
+        with self._lock:
+            self._file_due = False
 
     def acknowledge(self, rows: Sequence[NewResult], replacements: Iterable[NewResult] = ()) -> None:
         """These rows, the oldest, are the service's or the spool's; `replacements` stand for those that it refused."""

@@ -35,6 +35,7 @@ class Poster:
         on_end: told of each holding that is over, by the posting thread.
         on_refusal: told when the service does not let the worker in any more.
         keeper: keeps rows while the service is away.
+        on_stored: told of each holding whose rows are all stored and whose results file is due.
         snapshot: named in every row, also in those that no engine had a part in.
     """
 
@@ -45,8 +46,10 @@ class Poster:
         on_refusal: Callable[[Refused], None],
         *,
         keeper: Keeper,
+        on_stored: Callable[[Holding], None] = lambda _: None,
         snapshot: str | None = None,
     ) -> None:
+        self._on_stored = on_stored
         self._delivery = Delivery(client, keeper, snapshot=snapshot)
         self._keeper = keeper
         self._on_end = on_end
@@ -207,6 +210,8 @@ class Poster:
             return False
         batch = self._keeper.next_batch(holding) or holding.next_batch(flush=self._flushing)
         if batch is None:
+            if holding.begin_file():
+                self._on_stored(holding)
             return False
         try:
             if self._delivery.post(holding, batch):

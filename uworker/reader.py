@@ -1,48 +1,55 @@
-"""The reading thread: lists the images of each job and reads them ahead of need, into a bounded queue."""
+"""Lists the images of each job and reads them ahead of need, many at once: storage far away takes its time for each.
 
+A job has a thread of its own while it is listed and read; what waits for its turn is kept in order in `lookahead`, from
+where a fixed number of threads takes images to read. All are daemons: a read that hangs must not keep a worker alive.
+"""
+
+import bisect
 import itertools
 import logging
 import math
 import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from job_api.client import ApiError, Client, ClientError, LeaseLost, NotFound, Refused
-from uworker.away import is_away
+from job_api.client import Client, ClientError, LeaseLost, NotFound
+from uworker.asking import Asker
 from uworker.holding import Holding
-from uworker.images import Source, SourceError, Verdict, open_source
+from uworker.images import Source, SourceDenied, SourceError, Verdict
+from uworker.lookahead import MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, Lookahead
+from uworker.readings import ReadImage, Reading, Unwanted
 from uworker.settings import WorkerSettings
-from uworker.tasks import ImageTask
+from uworker.sources import Sources
 
 log = logging.getLogger(__name__)
 
-MAX_IMAGES_AHEAD = 64
-MAX_BYTES_AHEAD = 256_000_000
-RETRY_SECONDS = 2.0
-# How often a fault of the service's own, or a refusal, is waited out before it is the job's: five minutes of them.
-MAX_FAULTS = 150
-LOOK_AGAIN_SECONDS = 0.5
+# Storage that answers in 50 ms then gives 320 images a second, more than the largest machines recognise; a server or a
+# mounted disk is not flooded by it.
+READS_AT_ONCE = 16
+# Jobs that are listed and read at the same time, so that directories of one image each come as quickly as large ones.
+JOBS_AT_ONCE = 16
 # The share of the newest job in the mean number of images of a job.
 NEWEST_SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class ReadImage:
-    """An image whose bytes are in memory, and the job it belongs to."""
+@dataclass(order=True, frozen=True)
+class _Job:
+    """A job whose turn to be listed has not come."""
 
-    holding: Holding
-    task: ImageTask
+    number: int
+    holding: Holding = field(compare=False)
+    done: set[str] = field(compare=False)
 
 
 class Reader:
-    """Reads for one worker. Owned by its thread, but for the queues, which its condition guards.
+    """Reads for one worker. The main thread looks at what is there and takes it.
 
     Args:
         client: asks which images are done already.
         settings: say which sources may be read, and how large an image may be.
         on_change: told when an image is ready or a row was added; must be quick.
         may_add: whether there is room for rows; images that are not given to the engine have theirs from here.
+        source_of: opens a project's source; left out: as the settings let it.
     """
 
     def __init__(
@@ -51,170 +58,182 @@ class Reader:
         settings: WorkerSettings,
         on_change: Callable[[], None],
         may_add: Callable[[], bool] = lambda: True,
+        source_of: Callable[[str], Source] | None = None,
     ) -> None:
-        self._client = client
-        self._settings = settings
         self._on_change = on_change
         self._may_add = may_add
-        self._task_ids = itertools.count(1)
-        self._changed = threading.Condition()
-        self._jobs: deque[Holding] = deque()
-        self._ahead: deque[ReadImage] = deque()
-        self._bytes_ahead = 0
-        self._unread = 0
+        self._source_of = source_of or Sources(settings).open
+        self._asker = Asker(client, self._hear)
+        self._ahead = Lookahead(settings.max_image_bytes)
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._asked: dict[Holding, int] = {}
+        self._jobs: list[_Job] = []
+        self._at_once = 0
         self._images_per_job = float(MAX_IMAGES_AHEAD)
-        self._listing = False
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+        self._read_from: set[str] = set()
+        """Sources that have given bytes of an image."""
+        self.denied: str | None = None
+        """Why no storage lets this worker in, once one does not: a matter of the worker and of no job."""
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        self._asker.start()
+        for number in range(READS_AT_ONCE):
+            threading.Thread(target=self._read_for_ever, name=f"reader-{number}", daemon=True).start()
 
     def stop(self) -> None:
-        """Read no more; what is ahead is dropped."""
-        with self._changed:
+        """Read no more; what is ahead is dropped, and reads that are on their way are not waited for."""
+        with self._lock:
             self._stopped = True
+            self._asked.clear()
             self._jobs.clear()
-            self._ahead.clear()
-            self._changed.notify_all()
+        self._asker.stop()
+        self._ahead.stop()
 
     def add(self, holding: Holding) -> None:
-        """Read this job after those that were added before."""
-        with self._changed:
-            self._jobs.append(holding)
-            self._changed.notify_all()
+        """Read this job after those that were added before, but for those of which the service has to be asked."""
+        with self._lock:
+            number = next(self._numbers)
+            if holding.lease.results_count:
+                self._asked[holding] = number
+            else:
+                self._begin_in_turn(_Job(number, holding, set()))
+        if holding.lease.results_count:
+            self._asker.add(holding)
 
     def images_ahead(self) -> int:
         """Images that are read, or listed and about to be, or expected of the jobs that are not listed yet."""
-        with self._changed:
-            unlisted = len(self._jobs) + self._listing
-            return len(self._ahead) + self._unread + round(unlisted * self._images_per_job)
+        with self._lock:
+            waiting = [*self._asked, *(job.holding for job in self._jobs)]
+            unlisted = sum(not holding.abandoned for holding in waiting)
+            return round(self._ahead.expected(self._images_per_job) + unlisted * self._images_per_job)
 
     def jobs_for(self, images: int) -> int:
         """How many more jobs are likely to bring that many images, going by those that were listed of late."""
-        with self._changed:
+        with self._lock:
             return math.ceil(images / self._images_per_job)
 
     def peek(self) -> ReadImage | None:
         """The next image, left where it is."""
-        with self._changed:
-            while self._ahead and self._ahead[0].holding.abandoned:
-                self._drop()
-            return self._ahead[0] if self._ahead else None
+        return self._ahead.peek()
 
     def take(self) -> ReadImage | None:
         """The next image."""
-        with self._changed:
-            return self._drop() if self._ahead else None
+        return self._ahead.take()
 
-    def _drop(self) -> ReadImage:
-        image = self._ahead.popleft()
-        self._bytes_ahead -= len(image.task.data)
-        self._changed.notify_all()
-        return image
+    # --- whose turn it is ---
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._stopped)
-                if self._stopped:
-                    return
-                holding = self._jobs.popleft()
-                self._listing = True
-            self._read_job(holding)
-            with self._changed:
-                self._listing, self._unread = False, 0
+    def _hear(self, holding: Holding, answer: set[str] | Exception | None) -> None:
+        """Which images of a job are done, or why that is not known."""
+        if isinstance(answer, Exception):
+            self._give_up(holding, answer)
+        with self._lock:
+            number = self._asked.pop(holding, None)
+            if number is not None and isinstance(answer, set):
+                self._begin_in_turn(_Job(number, holding, answer))
+        self._on_change()
+
+    def _begin_in_turn(self, *jobs: _Job) -> None:
+        for job in jobs:
+            if not self._stopped:
+                bisect.insort(self._jobs, job)
+        while self._jobs and self._at_once < JOBS_AT_ONCE:
+            job = self._jobs.pop(0)
+            self._at_once += 1
+            reading = self._ahead.begin(job.holding)
+            threading.Thread(
+                target=self._read_job, args=(reading, job.done), name=str(job.holding), daemon=True
+            ).start()
+
+    # --- the thread of a job ---
+
+    def _read_job(self, reading: Reading, done: set[str]) -> None:
+        holding = reading.holding
+        try:
+            image_count = self._list(reading, done)
+            while not self._ahead.finish(reading):
+                self._make_rows(reading)
+            holding.image_count = image_count
+            holding.finish_listing()
+        except Unwanted:
+            pass
+        except BaseException as error:  # noqa: BLE001 - `_give_up` says it; a panic of a library is no Exception
+            # What is there is recognised first: an attempt that stored something new is not charged.
+            if self._ahead.drain(reading):
+                self._give_up(holding, error)
+        finally:
+            self._ahead.end(reading)
+            with self._lock:
+                self._at_once -= 1
+                self._begin_in_turn()
             self._on_change()
 
-    def _read_job(self, holding: Holding) -> None:
-        try:
-            self._read_images(holding, open_source(holding.lease.source, self._settings))
-        except SourceError as error:
+    def _list(self, reading: Reading, done: set[str]) -> int:
+        """Have all images read that are not done; returns how many there are with those."""
+        holding = reading.holding
+        source = self._source_of(holding.lease.source)
+        count = 0
+        for image in source.list_images(holding.lease.directory):
+            count += 1
+            if image.name in done:
+                self._ahead.check(reading)
+                continue
+            reading.count += 1
+            if image.verdict is not None:
+                reading.refused.append((image.name, image.verdict))
+            else:
+                self._ahead.add(reading, source, image)
+            self._make_rows(reading)
+        if done:
+            log.info("%s: %d of %d images are done already", holding, count - reading.count, count)
+        with self._lock:
+            # Never below one: what is done already, or has no image, says nothing of the next job. Nor does it say much
+            # that one was huge: after it small ones would be claimed one by one for long.
+            newest = min(max(reading.count, 1), MAX_LISTED_AHEAD)
+            self._images_per_job += NEWEST_SHARE * (newest - self._images_per_job)
+        return count
+
+    def _make_rows(self, reading: Reading) -> None:
+        """Make the rows of images that came without bytes, as there is room for them."""
+        while reading.refused:
+            while not self._may_add():
+                self._ahead.pause(reading)
+            self._ahead.check(reading)
+            reading.holding.refuse(*reading.refused.popleft())
+            self._on_change()
+
+    def _give_up(self, holding: Holding, error: BaseException) -> None:
+        """What becomes of a job that cannot be read: the one place that decides it."""
+        if isinstance(error, SourceDenied) and self._read_from <= {holding.lease.source}:
+            # The worker ends, and gives the job back. Where it reads for other projects it is of use to them, and the
+            # job is failed as for any other fault of its source.
+            self.denied = str(error)
+        elif isinstance(error, SourceError):
             holding.fail(error.reason, str(error), retryable=error.retryable)
-        except (LeaseLost, NotFound):
+        elif isinstance(error, LeaseLost | NotFound):
             # The heartbeat hears of it too; there is nothing to be done for this job.
             holding.lose()
-        except ClientError as error:
+        elif isinstance(error, ClientError):
             holding.fail("service", f"the images that are done could not be asked for: {error}", retryable=True)
-        except Exception as error:
+        else:
             # Whatever it is, the job must not stay in this worker's hands for ever.
-            log.exception("%s: the reading failed", holding, extra=holding.log_context)
+            log.error("%s: the reading failed", holding, exc_info=error, extra=holding.log_context)
             holding.fail("worker", f"the reading failed: {type(error).__name__}: {error}", retryable=True)
 
-    def _read_images(self, holding: Holding, source: Source) -> None:
-        images = source.list_images(holding.lease.directory)
-        done = self._done(holding)
-        if done is None:
-            return
-        holding.image_count = len(images)
-        left = [image for image in images if image.name not in done]
-        if done:
-            log.info("%s: %d of %d images are done already", holding, len(images) - len(left), len(images))
-        with self._changed:
-            self._listing = False
-            # Never below one: what is done already, or has no image, says nothing of the next job.
-            self._images_per_job += NEWEST_SHARE * (max(len(left), 1) - self._images_per_job)
-        for number, image in enumerate(left):
-            with self._changed:
-                self._unread = len(left) - number
-            data = source.read(image)
-            if isinstance(data, Verdict):
-                if not self._wait_for(self._may_add, holding):
-                    return
-                holding.refuse(image.name, data)
-                self._on_change()
-            elif not self._put(ReadImage(holding, ImageTask(next(self._task_ids), image.name, data))):
-                return
-        holding.finish_listing()
+    # --- the threads that read ---
 
-    def _done(self, holding: Holding) -> set[str] | None:
-        """Images that need no work. Waits for a service that is away; None when nobody wants the job any more."""
-        if not holding.lease.results_count:
-            return set()
-        faults, said = 0, ""
-        while not self._stopped and not holding.abandoned:
+    def _read_for_ever(self) -> None:
+        while (read := self._ahead.pick()) is not None:
+            outcome: bytes | Verdict | Exception
             try:
-                return set(self._client.images_done(holding.lease, holding.worker_id))
-            except (LeaseLost, NotFound):
-                raise
-            except ClientError as error:
-                # A refusal is the whole worker's as a rule, which the heartbeat then ends.
-                passing = isinstance(error, Refused) or (isinstance(error, ApiError) and error.status >= 500)
-                faults = 0 if is_away(error) else faults + 1
-                if faults and not (passing and faults < MAX_FAULTS):
-                    raise
-                if str(error) != said:
-                    log.warning("%s waits to hear which of its images are done: %s", holding, error)
-                said = str(error)
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or holding.abandoned, RETRY_SECONDS)
-        return None
-
-    def _wait_for(self, ready: Callable[[], bool], holding: Holding) -> bool:
-        """Wait until something is so; False when nobody wants the job any more."""
-        while not ready():
-            with self._changed:
-                if self._stopped or holding.abandoned:
-                    return False
-                self._changed.wait(LOOK_AGAIN_SECONDS)
-        return True
-
-    def _put(self, image: ReadImage) -> bool:
-        """Queue an image when there is room; False when nobody wants it any more."""
-        size = len(image.task.data)
-        with self._changed:
-            while not self._has_room(size) and not self._stopped and not image.holding.abandoned:
-                # A lease that is lost meanwhile notifies nobody here.
-                self._changed.wait(LOOK_AGAIN_SECONDS)
-            if self._stopped or image.holding.abandoned:
-                return False
-            image.holding.expect(image.task.task_id)
-            self._ahead.append(image)
-            self._bytes_ahead += size
-        self._on_change()
-        return True
-
-    def _has_room(self, size: int) -> bool:
-        # One image always has room, however large it is.
-        return not self._ahead or (len(self._ahead) < MAX_IMAGES_AHEAD and self._bytes_ahead + size <= MAX_BYTES_AHEAD)
+                outcome = read.source.read(read.image)
+                if isinstance(outcome, bytes):
+                    self._read_from.add(read.reading.holding.lease.source)
+            except Exception as error:  # noqa: BLE001 - it is the job's, and raised in its thread
+                outcome = error
+            except BaseException as error:  # noqa: BLE001 - so is a panic of the storage library
+                outcome = RuntimeError(f"{type(error).__name__}: {error}")
+            self._ahead.settle(read, outcome)
+            self._on_change()

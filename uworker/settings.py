@@ -10,6 +10,8 @@ import platformdirs
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from uworker.sources.allow import check_entry
+
 PREFIX = "UWORKER_"
 
 
@@ -51,7 +53,9 @@ class WorkerSettings(BaseSettings):
     job_api_project: str | None = Field(default=None, description="work on this project only; unset: on any it may see")
     source_root: Path | None = Field(default=None, description="where the projects' source is mounted on this machine")
     source_allow: Annotated[list[str], NoDecode] = Field(
-        default=[], description="folders a project's source may lie in, separated by ':'; unset: any local one"
+        default=[],
+        description="folders and URLs a source may lie below, separated by commas; unset: any local one, and the "
+        "remote one that a worker of one project began with",
     )
     processes: int | None = Field(default=None, ge=1, description="recogniser processes; unset: what the machine bears")
     threads_per_process: int = Field(default=4, ge=1, description="images one process recognises at once, at most")
@@ -96,7 +100,12 @@ class WorkerSettings(BaseSettings):
     @field_validator("source_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return [part for part in value.split(":") if part] if isinstance(value, str) else value
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("source_allow")
+    @classmethod
+    def _are_places(cls, value: list[str]) -> list[str]:
+        return [check_entry(entry) for entry in value]
 
     @field_validator("memory_high_percent")
     @classmethod

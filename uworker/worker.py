@@ -17,6 +17,7 @@ from typing import Any
 
 from job_api.client import Client, ClientError, Refused, Unreachable
 from job_api.schemas import Lease, MachineLoad, WorkerState
+from uworker.beside import Scribe
 from uworker.claimer import Claimer
 from uworker.crew import Crew
 from uworker.display import Display
@@ -25,6 +26,7 @@ from uworker.faults import FaultLog
 from uworker.goodbye import say_goodbye
 from uworker.heart import Heart
 from uworker.holding import Holding
+from uworker.images import SourceError
 from uworker.journal import Journal, SecretFilter
 from uworker.keeper import Keeper
 from uworker.machine import read_machine
@@ -32,12 +34,13 @@ from uworker.poster import Poster
 from uworker.reader import Reader
 from uworker.scaling import plan
 from uworker.settings import WorkerSettings
+from uworker.targets import require_writable
 from uworker.tasks import CannotLoad, EngineReady, Finished
 from uworker.weights import WeightsError
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED = 0, 2, 3, 4, 5
+EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED, EXIT_SOURCE = 0, 2, 3, 4, 5, 6
 
 LOOP_SECONDS = 0.25
 # Images for each thread that are to wait for it, read or listed: the next job is claimed when there are fewer than the
@@ -97,16 +100,14 @@ class Worker:
         self._reader = Reader(self._client(60), settings, self._wake, self._may_add)
         poster_client = self._client(POST_RETRY_SECONDS)
         self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
-        self._poster = Poster(poster_client, self._end, self._refuse, keeper=self._keeper, snapshot=settings.snapshot)
-        self._claimer = Claimer(
-            self._client(60),
-            self.worker_id,
-            project=settings.job_api_project,
-            hostname=settings.hostname,
-            once=once,
-            wanted=self._jobs_wanted,
-            on_lease=self._take,
-            on_refusal=self._refuse,
+        self._scribe = Scribe(self._client(60), settings, self._wake)
+        self._poster = Poster(
+            poster_client,
+            self._end,
+            self._refuse,
+            keeper=self._keeper,
+            on_stored=self._scribe.add,
+            snapshot=settings.snapshot,
         )
         self._heart = Heart(
             self._client(5, timeout_seconds=10),
@@ -115,6 +116,17 @@ class Worker:
             load=self._load,
             claiming=lambda: self._claimer.claiming,
             on_lost=self._lose,
+            on_refusal=self._refuse,
+        )
+        self._claimer = Claimer(
+            self._client(60),
+            self.worker_id,
+            project=settings.job_api_project,
+            hostname=settings.hostname,
+            once=once,
+            wanted=self._jobs_wanted,
+            on_lease=self._take,
+            on_stopped=self._heart.beat_now,
             on_refusal=self._refuse,
         )
 
@@ -143,7 +155,7 @@ class Worker:
                 if heartbeat_seconds is not None:
                     logging.getLogger().addHandler(self._journal)
                     self._keeper.prepare()
-                    for thread in (self._journal, self._reader, self._poster, self._claimer):
+                    for thread in (self._journal, self._reader, self._poster, self._scribe, self._claimer):
                         thread.start()
                     self._heart.start(heartbeat_seconds)
                     self._eviction.start()
@@ -194,6 +206,10 @@ class Worker:
                 doing = self._feed()
             except WeightsError as error:
                 self._stop_for(EXIT_ENGINE, str(error))
+                return
+            if self._reader.denied is not None:
+                # It would be so for every job; the goodbye gives them back, and none is charged.
+                self._stop_for(EXIT_SOURCE, f"the storage does not let this worker in: {self._reader.denied}")
                 return
             reports = self._crew.poll(LOOP_SECONDS)
             if reports is None:
@@ -271,6 +287,7 @@ class Worker:
         if self._poster.has_rows and self._exit_code != EXIT_REFUSED:
             log.info("posting the last results")
             self._poster.flush(FLUSH_SECONDS)
+        self._scribe.stop()
         self._poster.stop()
         # Ends all waiting and retrying in the other threads.
         self._leave.set()
@@ -329,7 +346,12 @@ class Worker:
             self._holdings.append(holding)
         log.debug("%s: %s", holding, lease.directory, extra=holding.log_context)
         self._poster.add(holding)
-        self._reader.add(holding)
+        try:
+            require_writable(lease, self._settings)
+        except SourceError as error:
+            holding.fail(error.reason, str(error), retryable=error.retryable)
+        else:
+            self._reader.add(holding)
 
     def _end(self, holding: Holding) -> None:
         # First: once nothing is held, what was known of the queue before decides whether the worker ends.

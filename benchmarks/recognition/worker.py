@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,24 +24,38 @@ LOAD_SECONDS = 600.0
 LAST_WORDS_CHARS = 2000
 
 
-def recognise(pictures: Pictures, home: Path) -> tuple[Outcome, dict[str, Any]]:
+def recognise(
+    pictures: Pictures,
+    home: Path,
+    *,
+    source: str | None = None,
+    engine: str = "decimer",
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Outcome, dict[str, Any]]:
     """Have a worker do all pictures' directories; returns also what else there is to be told.
 
     The clock runs from the beginning of the first image, which is a job of its own so that its row is stored as soon
     as it is done, until the last row is stored. A job's last row always is stored at once.
+
+    Args:
+        pictures: what is recognised.
+        home: where the engine's weights are.
+        source: URL of where the pictures are; their root if None.
+        engine: the project's.
+        environment: variables for the worker, besides those that it needs.
 
     Raises:
         BenchmarkError: the worker failed, or some image was not recognised by the engine.
     """
     with open_stage() as stage:
         with stage.client() as client:
-            client.put_project(PROJECT, ProjectSettings(source=pictures.root.as_uri()))
+            client.put_project(PROJECT, ProjectSettings(source=source or pictures.root.as_uri(), engine=engine))
             client.add_jobs(PROJECT, pictures.directories)
         log_file = stage.directory / "worker.log"
         started_at = time.time()
         with (
             Watch(lambda: [stage.service_pid]) as service,
-            _worker(stage, home, log_file) as worker,
+            _worker(stage, home, log_file, environment or {}) as worker,
             Watch(lambda: [worker.pid]) as watch,
         ):
             _await(worker, log_file, len(pictures.files))
@@ -67,14 +81,19 @@ def recognise(pictures: Pictures, home: Path) -> tuple[Outcome, dict[str, Any]]:
     }
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without settings of a service or a worker."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("JOB_API_", "UWORKER_"))}
+
+
 @contextmanager
-def _worker(stage: Stage, home: Path, log_file: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JOB_API_", "UWORKER_"))}
-    environment |= {
+def _worker(stage: Stage, home: Path, log_file: Path, given: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    environment = clean_environment() | {
         "UWORKER_JOB_API_ROOT": stage.root,
         "UWORKER_JOB_API_TOKEN": stage.worker_token,
         "UWORKER_JOB_API_PROJECT": PROJECT,
         "UWORKER_WEIGHTS_HOME": str(home),
+        **given,
     }
     with log_file.open("w") as log:
         worker = subprocess.Popen(

@@ -1,16 +1,13 @@
-"""The command that reads results out, into a file that is whole or not there."""
+"""The command that reads results out."""
 
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, BinaryIO
+from pathlib import PurePosixPath
+from typing import Annotated
 
 import typer
 
+from job_api.cli.destinations import destination
 from job_api.cli.options import Config, ProjectArgument, given
-from job_api.client import ClientError
 from job_api.config import connect
 from job_api.schemas import ExportFormat, ResultStatus
 from job_api.terminal import progress_bar
@@ -23,7 +20,14 @@ def results(
     project: ProjectArgument,
     *,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="out.csv or out.jsonl; - is standard output.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="out.csv or out.jsonl, also in az://container/path, s3://bucket/path or gs://bucket/path; "
+            "- is standard output.",
+        ),
     ],
     export_format: Annotated[
         ExportFormat | None, typer.Option("--format", help="Where the file's name does not say it.")
@@ -36,48 +40,29 @@ def results(
     config: Config = None,
 ) -> None:
     """Read the results of a project out as CSV or JSON lines. A download that breaks is taken up again."""
-    wanted = _format_of(output) if export_format is None else export_format
+    target = destination(output)
+    wanted = _format_of(target.name) if export_format is None else export_format
     filters = given(status=statuses or None, directory=directory, since=since)
     last, count = since or 0, 0
     with connect(config) as client, progress_bar() as progress:
         total = None if filters else client.project(project).images.stored
         task = progress.add_task("results", total=total)
-        try:
-            with _whole_file(output) as file:
-                for seq, record in client.export_records(project, wanted, **filters):
-                    file.write(record)
-                    if seq is not None:
-                        last, count = seq, count + 1
-                        progress.update(task, completed=count)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise ClientError(f"cannot write {output}: {error.strerror}") from None
-    where = "" if output == "-" else f" in {output}"
+
+        def records() -> Iterator[bytes]:
+            nonlocal last, count
+            for seq, record in client.export_records(project, wanted, **filters):
+                if seq is not None:
+                    last, count = seq, count + 1
+                    progress.update(task, completed=count)
+                yield record
+
+        target.write(records())
+    where = "" if output == "-" else f" in {target.name}"
     typer.echo(f"{count} rows{where}; newer ones later: --since {last}", err=True)
 
 
-def _format_of(output: str) -> ExportFormat:
-    ending = Path(output).suffix.lower().removeprefix(".")
+def _format_of(name: str) -> ExportFormat:
+    ending = PurePosixPath(name).suffix.lower().removeprefix(".")
     if ending not in {known.value for known in ExportFormat}:
-        raise typer.BadParameter(f"say --format csv or --format jsonl; the name {output} does not end in either")
+        raise typer.BadParameter(f"say --format csv or --format jsonl: {name} ends in neither .csv nor .jsonl")
     return ExportFormat(ending)
-
-
-@contextmanager
-def _whole_file(output: str) -> Iterator[BinaryIO]:
-    """A file that takes its name, and the place of an older one, only when all of it is written."""
-    if output == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(output)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

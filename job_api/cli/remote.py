@@ -86,11 +86,31 @@ def projects(*, config: Config = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ["project", "source", "engine", "options", "priority", "max failures", "paused", "created"]
+    columns = [
+        "project",
+        "source",
+        "engine",
+        "options",
+        "priority",
+        "max failures",
+        "results file",
+        "paused",
+        "created",
+    ]
     print_table(
         columns,
         (
-            [p.name, p.source, p.engine, p.engine_options or None, p.priority, p.max_failures, p.paused, p.created_at]
+            [
+                p.name,
+                p.source,
+                p.engine,
+                p.engine_options or None,
+                p.priority,
+                p.max_failures,
+                p.results_file,
+                p.paused,
+                p.created_at,
+            ]
             for p in found
         ),
     )

@@ -30,6 +30,7 @@ from job_api.schemas import (
     Claimed,
     ClaimRequest,
     Complete,
+    DoneResult,
     EngineRun,
     Fail,
     Held,
@@ -152,6 +153,28 @@ async def images_done(
         queue.require_open(await queue.hold(connection, key, running.pace))
         items = await results.images_done(connection, job_id, after, limit)
     link_next(request, response, items, limit, after=items[-1] if items else "")
+    return Page(items=items)
+
+
+@router.get("/{project}/jobs/{job_id}/results-done", **route(Role.WORKER, 404, 409))
+async def results_done(
+    request: Request,
+    response: Response,
+    running: ServiceDep,
+    principal: CallerDep,
+    project: ProjectPath,
+    job_id: JobPath,
+    worker_id: WorkerId,
+    lease_seq: Annotated[int, Query(ge=1, le=MAX_INT8)],
+    after: AfterNameQuery = "",
+    limit: LimitQuery = MAX_PAGE_SIZE,
+) -> Page[DoneResult]:
+    """Rows of a leased job that count for it, of this attempt and of earlier ones, by image."""
+    key = await _key(running, principal, project, job_id, Held(worker_id=worker_id, lease_seq=lease_seq))
+    async with running.database.transaction() as connection:
+        queue.require_open(await queue.hold(connection, key, running.pace))
+        items = await results.results_done(connection, job_id, after, limit)
+    link_next(request, response, items, limit, after=items[-1].image if items else "")
     return Page(items=items)
 
 

@@ -90,6 +90,9 @@ class Holder:
     def images_done(self, lease: Lease) -> list[str]:
         return list(self.client.images_done(lease, self.worker_id))
 
+    def results_done(self, lease: Lease) -> list[schemas.DoneResult]:
+        return list(self.client.results_done(lease, self.worker_id))
+
 
 class AnyRows(schemas.NewResults):
     """A batch that is not checked before it is sent."""
