@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Test processes; the machine's cores serve unless said otherwise.
 JOBS ?= $(shell nproc)
 
-.PHONY: help install demo test lint types tests bench-queue bench-recognition bench-storage format migration clean
+.PHONY: help install demo test lint types tests bench-queue bench-exports bench-recognition bench-storage bench-opinions bench-snapshot format migration clean
 
 help: ## List these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ types: install ## Check types
 	$(BIN)/mypy
 
 tests: install ## Run the tests alone; ARGS="tests/test_jobs.py -k add" for some of them
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(or $(ARGS),-m "not alone")
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report= $(or $(ARGS),-m "not alone")
 	$(if $(ARGS),,$(BIN)/pytest --cov --cov-append --cov-report= -m alone)
 	$(if $(ARGS),,$(BIN)/coverage report --skip-covered)
 	$(if $(ARGS),,$(BIN)/coverage report --fail-under=$(GATE) --include='job_api/queue*.py,job_api/claiming.py,job_api/steering.py,job_api/counters.py,job_api/auth.py,job_api/client.py,job_api/sending.py')
@@ -47,11 +47,20 @@ GATE := 95
 bench-queue: install ## Measure the service under load, a quarter of an hour; ARGS="--quick" for a look in one minute
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+bench-exports: install ## Measure the formats of the export, rate and memory at a million rows, 3 minutes; ARGS="--rows 10000" for a look
+	@$(BIN)/python -m benchmarks.formats $(ARGS)
+
 bench-recognition: install ## Measure the worker against DECIMER alone, on a replica of its model, 8 minutes; ARGS as above
 	@$(BIN)/python -m benchmarks.recognition $(ARGS)
 
 bench-storage: install ## Measure listing and reading of object storage on an emulator, 5 minutes; ARGS as above
 	@$(BIN)/python -m benchmarks.storage $(ARGS)
+
+bench-opinions: install ## Count what osra reads right: ARGS="--images DIR --reference FILE", a second or two an image
+	@$(BIN)/python -m benchmarks.opinions $(ARGS)
+
+bench-snapshot: install ## Measure building, loading and starting the worker's image in Docker engines of its own, 10 minutes
+	@$(BIN)/python -m benchmarks.snapshot $(ARGS)
 
 format: install ## Bring the code into shape
 	$(BIN)/ruff check --fix

@@ -2,17 +2,14 @@
 
 import json
 import os
-import platform
 import shutil
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -84,7 +81,9 @@ def main(
     figures = {figure.name: None for figure in report.FIGURES} | {
         name: float(f"{value:.5g}") for name, value in findings.figures.items()
     }
-    typer.echo(json.dumps({**figures, "details": findings.details, "setting": _setting(sizes, processes)}))
+    external = "JOB_API_DATABASE_URL" in os.environ
+    setting = report.setting(sizes=asdict(sizes), processes=processes or 1, external_database=external)
+    typer.echo(json.dumps({**figures, "details": findings.details, "setting": setting}))
 
 
 def _measure(
@@ -149,19 +148,5 @@ def _fitted(sizes: Sizes, directory: Path | None) -> Sizes:
     return sizes
 
 
-def _setting(sizes: Sizes, processes: int | None) -> dict[str, Any]:
-    return {
-        "sizes": asdict(sizes),
-        "processes": processes or 1,
-        "external_database": "JOB_API_DATABASE_URL" in os.environ,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
 if __name__ == "__main__":
-    # Told to stop, it takes its services and databases with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    typer.run(main)
+    report.run(main)

@@ -20,6 +20,7 @@ class Plan:
         seconds: length of the window that is measured, after `warm_up` seconds; None: from the first request until
             all scripts have come to their end.
         size: how much a script that ends by itself shall do, in its own unit.
+        columns: of an export, with commas between; empty: the usual ones.
         save_as: a file that takes an export; without one its rows are only counted.
         pids: processes whose processor time is asked for, by name.
     """
@@ -34,6 +35,7 @@ class Plan:
     warm_up: float = 0.0
     size: int = 0
     export_format: str = "csv"
+    columns: str = ""
     gzip: bool = False
     save_as: str | None = None
     pids: dict[str, int | None] = field(default_factory=dict)

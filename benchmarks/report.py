@@ -1,8 +1,16 @@
-"""The figures: what each is called, what it should reach, what others reach, and how they are shown."""
+"""The figures: their names and goals, what others reach, where they were measured, and how they are shown."""
 
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -74,3 +82,26 @@ def show(values: Mapping[str, float], figures: Sequence[Figure] = FIGURES, note:
     console = Console(width=150)
     console.print(table)
     console.print(note)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def setting(*packages: str, **more: Any) -> dict[str, Any]:
+    """Where and when something was measured: what else is said of it, versions of packages, the machine, the day."""
+    return {
+        **more,
+        **{package: version(package) for package in packages},
+        "cores": cores(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a benchmark's command; told to stop, it takes what it started with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    typer.run(main)

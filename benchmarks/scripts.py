@@ -182,7 +182,8 @@ def export(plan: Plan, load: Load) -> Script:
     """Read the results to their end; the connection counts the rows."""
     yield READY
     began = time.perf_counter()
-    answer = yield plan.head("GET", f"/v4/{plan.project}/results?format={plan.export_format}")
+    columns = f"&columns={plan.columns}" if plan.columns else ""
+    answer = yield plan.head("GET", f"/v4/{plan.project}/results?format={plan.export_format}{columns}")
     if answer.status != 200:
         expect(answer, 200)
     load.note(began)

@@ -105,14 +105,15 @@ def _results(project: int, after_job: int, offset: int, jobs: int) -> str:
         INSERT INTO results (
             job_id, image, engine, project_id, provenance_id, lease_seq, run, status, truncated, is_valid, width,
             height, frames, n_tokens, duration_ms, confidence, confidence_mean, confidence_min, image_sha256, smiles,
-            canonical_smiles, inchikey, formula, flags)
+            canonical_smiles, inchikey, formula, flags, normalized_smiles, molecular_weight, fragments, sequence, part)
         SELECT j.id, 'output/sequence_' || lpad(i::text, 2, '0') || '_left.png', 'decimer', {project}, v.id, 1, 1,
                'recognised', false, true, 200 + (37 * i) % 700, 150 + (23 * i) % 500, 1, 35 + i % 25, 300 + 17 * i,
                0.7 + (j.id * 7919 + i) % 299989 / 1000000.0, 0.7 + (j.id * 7907 + i) % 299977 / 1000000.0,
                0.2 + (j.id * 7901 + i) % 399989 / 1000000.0, sha256(int8send({number})), {smiles}, {smiles},
                {_texts([rows.inchikey(text) for text in range(TEXTS)], number)},
                {_texts([rows.formula(text) for text in range(TEXTS)], number)},
-               CASE WHEN i % 20 = 7 THEN ARRAY['has_rgroup'] ELSE '{{}}' END
+               CASE WHEN i % 20 = 7 THEN ARRAY['has_rgroup'] ELSE '{{}}' END, {smiles},
+               250 + (j.id * 7883 + i) % 29983 / 100.0, 1, lpad(i::text, 2, '0'), 'left'
         FROM (SELECT id FROM jobs WHERE project_id = {project} AND state = 'completed' AND id > {after_job}
               ORDER BY id OFFSET {offset} LIMIT {jobs}) AS j
         CROSS JOIN generate_series(1, {rows.IMAGES_PER_JOB}) AS i

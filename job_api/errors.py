@@ -131,6 +131,14 @@ class TooManyRequests(JobApiError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class FormatUnavailable(JobApiError):
+    """The service lacks what a format of results takes."""
+
+    status = 501
+    problem_type = ProblemType.FORMAT_UNAVAILABLE
+    title = "Format unavailable"
+
+
 class DatabaseUnavailable(JobApiError):
     """The database cannot be reached or is not ready."""
 

@@ -2,16 +2,18 @@
 
 A page is read whole, in one short statement, and its connection is given back before a byte of it is sent: a slow
 client holds a page or two in memory, never a connection or a snapshot. How far an export may read, and why, is in
-docs/decisions/0003-export-order.md. Writes nothing.
+docs/decisions/0003-export-order.md. The statements are in `export_sql.py`. Writes nothing.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from job_api.columns import REVIEW
 from job_api.db import Connection, Database
 from job_api.errors import TooManyRequests
-from job_api.schemas import ExportFormat, Result, ResultStatus
+from job_api.export_sql import PAGE_END, Selection
+from job_api.schemas import DEFAULT_COLUMNS, ExportFormat, ResultQuery
 
 # Bytes of a page: enough that the work of planning a statement does not count, little enough for many exports at once.
 PAGE_BYTES = 2**20
@@ -40,45 +42,18 @@ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND d.datname = current_databas
 FIND_JOB = "SELECT id FROM jobs WHERE project_id = $1 AND directory = $2"
 COUNT_ROWS_OF_JOB = "SELECT count(*) FROM (SELECT FROM results WHERE job_id = $1 LIMIT $2) few"
 
-# Where a page ends: answered from the index alone where the table is vacuumed.
-PAGE_END = """
-SELECT count(*) AS rows, max(seq) AS last FROM (
-    SELECT r.seq FROM results r WHERE {scope} AND r.seq > $1 AND r.seq <= $2 ORDER BY r.seq LIMIT $3) page
-"""
-# `OFFSET 0` makes the planner look up each row's job and provenance by id, remembering them (memoize), as it should
-# also where it knows too little of the tables: hashing all jobs for each page would cost more than the page itself.
-PAGE = """
-SELECT {fields} FROM results r
-CROSS JOIN LATERAL (SELECT j.directory FROM jobs j WHERE j.id = r.job_id OFFSET 0) j
-CROSS JOIN LATERAL (SELECT v.* FROM provenances v WHERE v.id = r.provenance_id OFFSET 0) v
-WHERE {scope} AND r.seq > {since} AND r.seq <= {until}{filters} ORDER BY r.seq
-"""
-PAGE_OF_JSON = "SELECT row_to_json(row) FROM ({page}) row"
+# Whether a person has said anything of a project's results. Engines are known by the processes that ran them, of all
+# projects together: where there is one engine, as there mostly is, no row has another to agree with.
+ANY_REVIEW = "SELECT EXISTS (SELECT FROM reviews WHERE project_id = $1)"
+SEVERAL_ENGINES = "SELECT EXISTS (SELECT FROM provenances WHERE engine <> (SELECT engine FROM provenances LIMIT 1))"
 
-COLUMNS = list(Result.model_fields)
-_JOINED = {
-    "project": "(SELECT p.name FROM projects p WHERE p.id = {project_id})",
-    "directory": "j.directory",
-    "image_sha256": "encode(r.image_sha256, 'hex')",
-    **{name: f"v.{name}" for name in ("engine_version", "weights", "weights_sha256", "snapshot", "worker_id")},
+# JSON holds neither of these characters, nor does a line of an SMI, so that COPY finds nothing in it to quote.
+_NOTHING_TO_QUOTE = ("\x02", "\x01")
+_DELIMITER_AND_QUOTE = {
+    ExportFormat.CSV: (",", '"'),
+    ExportFormat.JSONL: _NOTHING_TO_QUOTE,
+    ExportFormat.SMI: _NOTHING_TO_QUOTE,
 }
-# As text: what PostgreSQL writes would be `t`, `{a,b}` and a time with a space in it. The session's time zone is UTC.
-_IN_CSV = {
-    **{name: f"CASE r.{name} WHEN true THEN 'true' WHEN false THEN 'false' END" for name in ("truncated", "is_valid")},
-    "flags": "CASE WHEN r.flags <> '{{}}' THEN array_to_string(r.flags, ';') END",
-    "processed_at": "replace(r.processed_at::text, ' ', 'T') || ':00'",
-}
-# JSON holds neither of these characters, so that COPY finds nothing in it to quote.
-_DELIMITER_AND_QUOTE = {ExportFormat.CSV: (",", '"'), ExportFormat.JSONL: ("\x02", "\x01")}
-
-
-def _fields(export_format: ExportFormat) -> str:
-    """The select list of a page, in the order of `schemas.Result`."""
-    known = _JOINED | (_IN_CSV if export_format is ExportFormat.CSV else {})
-    return ", ".join(f"{known.get(name, f'r.{name}')} AS {name}" for name in COLUMNS)
-
-
-_FIELDS = {export_format: _fields(export_format) for export_format in ExportFormat}
 
 
 async def settled_seq(connection: Connection) -> int:
@@ -86,45 +61,6 @@ async def settled_seq(connection: Connection) -> int:
     last: int = await connection.fetchval(LAST_NUMBER)
     oldest: int | None = await connection.fetchval(OLDEST_WRITER)
     return last if oldest is None else min(last, oldest)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which rows, how written.
-
-    COPY takes no parameters, so these become part of a statement: numbers, and words of an enum, never a text that
-    came with a request. A directory is looked up first, and stands here as the id of its job.
-    """
-
-    project_id: int
-    export_format: ExportFormat
-    statuses: tuple[ResultStatus, ...] | None = None
-    job_id: int | None = None
-    through_job: bool = False
-
-    @property
-    def scope(self) -> str:
-        """The condition whose index is walked."""
-        if self.through_job and self.job_id is not None:
-            return f"r.job_id = {int(self.job_id)}"
-        return f"r.project_id = {int(self.project_id)}"
-
-    def page(self, since: int, until: int) -> str:
-        """The statement that reads the rows above `since` up to `until`."""
-        filters = ""
-        if self.statuses is not None:
-            filters += " AND r.status IN ({})".format(", ".join(f"'{ResultStatus(s).value}'" for s in self.statuses))
-        if self.job_id is not None and not self.through_job:
-            # The sum keeps the planner from the index of the job, which is not in the order of `seq`.
-            filters += f" AND r.job_id + 0 = {int(self.job_id)}"
-        page = PAGE.format(
-            fields=_FIELDS[self.export_format].format(project_id=int(self.project_id)),
-            scope=self.scope,
-            since=int(since),
-            until=int(until),
-            filters=filters,
-        )
-        return PAGE_OF_JSON.format(page=page) if self.export_format is ExportFormat.JSONL else page
 
 
 class Exports:
@@ -137,16 +73,7 @@ class Exports:
         self._reading = asyncio.Semaphore(MAX_READING)
         self._running = 0
 
-    async def open(
-        self,
-        database: Database,
-        project_id: int,
-        export_format: ExportFormat,
-        *,
-        since: int,
-        statuses: Sequence[ResultStatus] | None,
-        directory: str | None,
-    ) -> "Export":
+    async def open(self, database: Database, project_id: int, query: ResultQuery) -> "Export":
         """Begin an export, which must be closed.
 
         Raises:
@@ -158,12 +85,13 @@ class Exports:
         self._running += 1
         try:
             async with database.connection() as connection:
-                selection = await _select(connection, project_id, export_format, statuses, directory)
+                # First: whether there are reviews and engines is then known of all rows that are promised.
                 until = await settled_seq(connection)
+                selection = await _select(connection, project_id, query)
         except BaseException:
             self._running -= 1
             raise
-        return Export(self, database, selection, since, until)
+        return Export(self, database, selection, query.since or 0, until)
 
     async def read(self, database: Database, selection: Selection, since: int, until: int, rows: int) -> "Page":
         """Read a page that begins after `since`, when it is this export's turn.
@@ -193,20 +121,27 @@ class Exports:
         self._running -= 1
 
 
-async def _select(
-    connection: Connection,
-    project_id: int,
-    export_format: ExportFormat,
-    statuses: Sequence[ResultStatus] | None,
-    directory: str | None,
-) -> Selection:
-    wanted = None if statuses is None else tuple(statuses)
-    if directory is None:
-        return Selection(project_id, export_format, wanted)
-    # No job has the id 0.
-    job_id: int = await connection.fetchval(FIND_JOB, project_id, directory) or 0
-    rows: int = await connection.fetchval(COUNT_ROWS_OF_JOB, job_id, MAX_JOB_ROWS + 1)
-    return Selection(project_id, export_format, wanted, job_id, through_job=rows <= MAX_JOB_ROWS)
+async def _select(connection: Connection, project_id: int, query: ResultQuery) -> Selection:
+    names = tuple(query.columns or DEFAULT_COLUMNS)
+    of_reviews = (
+        query.format is ExportFormat.SMI or query.review_status is not None or not set(REVIEW).isdisjoint(names)
+    )
+    of_others = "agreement" in names or query.agreement is not None
+    job_id, through_job = None, False
+    if query.directory is not None:
+        # No job has the id 0.
+        job_id = await connection.fetchval(FIND_JOB, project_id, query.directory) or 0
+        through_job = await connection.fetchval(COUNT_ROWS_OF_JOB, job_id, MAX_JOB_ROWS + 1) <= MAX_JOB_ROWS
+    return Selection(
+        project_id,
+        query.format,
+        names,
+        query,
+        job_id,
+        through_job,
+        reviewed=bool(of_reviews) and await connection.fetchval(ANY_REVIEW, project_id),
+        several_engines=of_others and await connection.fetchval(SEVERAL_ENGINES),
+    )
 
 
 @dataclass
@@ -235,9 +170,14 @@ class Page:
                 self.text += data
 
         delimiter, quote = _DELIMITER_AND_QUOTE[selection.export_format]
-        await connection.copy_from_query(
-            selection.page(since, self.end), output=take, format="csv", delimiter=delimiter, quote=quote
-        )
+        try:
+            await connection.copy_from_query(
+                selection.page(since, self.end), output=take, format="csv", delimiter=delimiter, quote=quote
+            )
+        except BaseException:
+            # asyncpg 0.32 leaves a connection whose COPY is cancelled in a state in which the next statement fails.
+            connection.terminate()
+            raise
         return size
 
     def blocks(self) -> list[memoryview]:
@@ -261,6 +201,14 @@ class Export:
     def __aiter__(self) -> AsyncGenerator[memoryview, None]:
         return self._blocks
 
+    async def count(self, most: int) -> int:
+        """How many rows there are before the filters, as far as `most`."""
+        async with self._database.connection() as connection:
+            found = await connection.fetchrow(
+                PAGE_END.format(scope=self._selection.scope), self._since, self.until, most
+            )
+        return 0 if found is None else int(found["rows"])
+
     async def close(self) -> None:
         """End it, also in the middle: nothing more is read."""
         if not self._closed:
@@ -270,7 +218,7 @@ class Export:
 
     async def _stream(self) -> AsyncGenerator[memoryview, None]:
         if self._selection.export_format is ExportFormat.CSV:
-            yield memoryview(",".join(COLUMNS).encode() + b"\n")
+            yield memoryview(",".join(self._selection.names).encode() + b"\n")
         rows = FIRST_PAGE_ROWS
         ahead: asyncio.Task[Page] | None = self._read(self._since, rows)
         try:

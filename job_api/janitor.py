@@ -117,7 +117,7 @@ class DeletedProjects:
             self._jobs_after = ("", 0)
             return again
         ids = [job["id"] for job in jobs]
-        for statement in (sql.DELETE_RESULTS, sql.DELETE_ATTEMPTS):
+        for statement in (sql.DELETE_RESULTS, sql.DELETE_REVIEWS, sql.DELETE_ATTEMPTS):
             if await connection.fetchval(statement, ids, BATCH) == BATCH:
                 return True
         await connection.execute(sql.DELETE_JOBS, ids)

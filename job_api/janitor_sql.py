@@ -18,6 +18,12 @@ WITH gone AS (
     WHERE ctid = ANY(ARRAY(SELECT ctid FROM results WHERE job_id = ANY($1::bigint[]) LIMIT $2)) RETURNING 1)
 SELECT count(*) FROM gone
 """
+DELETE_REVIEWS = """
+WITH gone AS (
+    DELETE FROM reviews
+    WHERE ctid = ANY(ARRAY(SELECT ctid FROM reviews WHERE job_id = ANY($1::bigint[]) LIMIT $2)) RETURNING 1)
+SELECT count(*) FROM gone
+"""
 DELETE_ATTEMPTS = """
 WITH gone AS (
     DELETE FROM attempts

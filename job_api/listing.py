@@ -1,4 +1,4 @@
-"""Finding directories to add: those directly below a place, and the patterns that choose among names.
+"""Finding directories to add: those directly below a place, and the patterns that choose among names, of images too.
 
 One level is listed and nothing below it: 200,000 images are not walked to find the 4,099 directories they lie in.
 `stores` is imported when a place comes in: who adds the rows of a file does not wait for what speaks to object storage.
@@ -128,6 +128,39 @@ class Choice:
     def unmatched(self) -> Iterator[str]:
         """The options whose pattern has matched no name so far."""
         return (pattern.option for pattern in (*self._include, *self._exclude) if not pattern.matched)
+
+
+class ImageChoice:
+    """Which images of a directory are wanted, by patterns as those of a `Choice`.
+
+    A pattern with a slash is for an image's path below the directory, one without for its file name alone.
+
+    Raises:
+        ValueError: a pattern can match no image; says which, and why.
+    """
+
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        self._include = [_PathPattern(text) for text in include]
+        self._exclude = [_PathPattern(text) for text in exclude]
+
+    def wants(self, image: str) -> bool:
+        """Whether an image is wanted."""
+        return (not self._include or any(p.matches(image) for p in self._include)) and not any(
+            p.matches(image) for p in self._exclude
+        )
+
+
+class _PathPattern:
+    def __init__(self, text: str) -> None:
+        if text.startswith("/") or text.endswith("/") or {"..", "."} & set(text.removeprefix("./").split("/")):
+            raise ValueError(
+                f"{text!r} matches no image: it is for an image's path below its directory, such as 'left/*.png'"
+            )
+        self._is_for_path = "/" in text
+        self._pattern = _Pattern("", text)
+
+    def matches(self, image: str) -> bool:
+        return self._pattern.matches(image if self._is_for_path else image.rpartition("/")[2])
 
 
 class _Pattern:

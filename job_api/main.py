@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from job_api import metrics
@@ -27,9 +27,9 @@ from job_api.errors import JobApiError, TooLarge
 from job_api.janitor import tidy_for_ever
 from job_api.notices import listen_for_ever
 from job_api.queue import Pace
-from job_api.routes import exports, fleet, jobs, leases, people, projects, system
+from job_api.routes import chemistry, exports, fleet, jobs, leases, people, projects, reviews, system
 from job_api.routes.context import SECURITY_SCHEMES, Service
-from job_api.schemas import PROBLEM_TYPE_PREFIX, NewUser, Problem, ProblemType, Role
+from job_api.schemas import PROBLEM_TYPE_PREFIX, ExportFormat, NewUser, Problem, ProblemType, Role
 from job_api.settings import Settings, StartupError
 from job_api.sweeper import sweep_for_ever
 from job_api.version import VERSION
@@ -50,6 +50,12 @@ KINDS = {
     413: ProblemType.TOO_LARGE,
     422: ProblemType.INVALID_REQUEST,
 }
+
+# Compressed in themselves.
+COMPRESSED_CONTENT_TYPES = (
+    *DEFAULT_EXCLUDED_CONTENT_TYPES,
+    *(exports.CONTENT_TYPES[export_format] for export_format in (ExportFormat.PARQUET, ExportFormat.XLSX)),
+)
 
 DESCRIPTION = """
 A job service that turns directories of chemical-structure images into SMILES. People add directories to a project and
@@ -109,9 +115,11 @@ def create_app(settings: Settings, *, alone: bool = True) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     # Fixed paths come before those that begin with a project's name, and the most wanted ones before all.
-    for module in (leases, system, people, fleet, projects, jobs, exports):
+    for module in (leases, system, people, fleet, projects, jobs, exports, reviews, chemistry):
         app.include_router(module.router)
-    app.add_middleware(CompressWhatIsRead, minimum_size=10_000, compresslevel=5)
+    app.add_middleware(
+        CompressWhatIsRead, minimum_size=10_000, compresslevel=5, exclude_content_types=COMPRESSED_CONTENT_TYPES
+    )
     app.add_middleware(Watch, max_body_bytes=settings.max_body_bytes)
     app.add_exception_handler(JobApiError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)

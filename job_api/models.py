@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -81,8 +82,12 @@ def _bool(*, nullable: bool = False) -> Any:
     return Field(sa_column=Column(Boolean, nullable=nullable, server_default=None if nullable else text("false")))
 
 
-def _real() -> Any:
-    return Field(sa_column=Column(Float(53), nullable=True))
+def _real(*, total: bool = False) -> Any:
+    return Field(sa_column=Column(Float(53), nullable=not total, server_default=text("0") if total else None))
+
+
+def _texts() -> Any:
+    return Field(sa_column=Column(ARRAY(Text), nullable=False, server_default=text("'{}'")))
 
 
 def _count() -> Any:
@@ -131,6 +136,10 @@ class ProjectRow(SQLModel, table=True):
     max_failures: int = _int(default=3)
     results_file: bool = _bool()
     image_name_pattern: str | None = _text(nullable=True)
+    image_include: list[str] = _texts()
+    image_exclude: list[str] = _texts()
+    keep_tokens: bool = _bool()
+    price_per_worker_hour: float | None = _real()
     paused: bool = _bool()
     created_at: datetime = _time(now=True)
     # Set: nobody can name it any more, and its rows are deleted bit by bit (`janitor.py`).
@@ -166,6 +175,31 @@ class ProjectSampleRow(SQLModel, table=True):
     )
     sampled_at: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
     images_stored: int = _bigint()
+
+
+class UsageClockRow(SQLModel, table=True):
+    """One row: up to when the workers' time is counted, in all projects."""
+
+    __tablename__: ClassVar[str] = "usage_clock"
+    __table_args__ = (CheckConstraint("id", name="one_row"), {"postgresql_with": CLEAN_TINY})
+    id: bool = Field(sa_column=Column(Boolean, primary_key=True, server_default=text("true")))
+    counted_until: datetime = _time(now=True)
+
+
+class ProjectUsageRow(SQLModel, table=True):
+    """How long workers have worked for a project: in worker-seconds, and the time in which at least one did."""
+
+    __tablename__: ClassVar[str] = "project_usage"
+    __table_args__ = ({"postgresql_with": CLEAN_TINY},)
+    project_id: int = Field(
+        sa_column=Column(
+            BigInteger, ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+        )
+    )
+    worker_seconds: float = _real(total=True)
+    busy_seconds: float = _real(total=True)
+    # Rows that were stored before their workers' time was counted.
+    images_before: int = _count()
 
 
 class JobRow(SQLModel, table=True):
@@ -208,6 +242,14 @@ class JobRow(SQLModel, table=True):
             postgresql_where=text("state = 'claimed'"),
         ),
         Index("jobs_browse_idx", "project_id", "state", "id"),
+        # Failed jobs by why, as `results_failures_idx`.
+        Index(
+            "jobs_failures_idx",
+            "project_id",
+            text("failure_key(reason, message)"),
+            "id",
+            postgresql_where=text("state = 'failed' AND reason IS NOT NULL"),
+        ),
         {"postgresql_with": {"fillfactor": "80", **CLEAN_BIG}},
     )
     id: int = _id()
@@ -272,8 +314,9 @@ class ProvenanceRow(SQLModel, table=True):
             "engine_version",
             "weights",
             "weights_sha256",
+            "prepared",
             "snapshot",
-            name="provenances_all_key",
+            name="provenances_made_with_key",
             postgresql_nulls_not_distinct=True,
         ),
     )
@@ -283,6 +326,7 @@ class ProvenanceRow(SQLModel, table=True):
     engine_version: str | None = _text(nullable=True)
     weights: str | None = _text(nullable=True)
     weights_sha256: str | None = _text(nullable=True)
+    prepared: str | None = _text(nullable=True)
     snapshot: str | None = _text(nullable=True)
 
 
@@ -292,7 +336,27 @@ class ResultRow(SQLModel, table=True):
     """  # noqa: D205
 
     __tablename__: ClassVar[str] = "results"
-    __table_args__ = (Index("results_export_idx", "project_id", "seq"), {"postgresql_with": CLEAN_BIG})
+    __table_args__ = (
+        Index("results_export_idx", "project_id", "seq"),
+        # The same bytes elsewhere in the project.
+        Index(
+            "results_image_sha256_idx",
+            "project_id",
+            "image_sha256",
+            postgresql_where=text("image_sha256 IS NOT NULL"),
+        ),
+        # Failures by their kind; the function is made by the migration. By a number, for its text would be in the index
+        # once for each job; an index is not made anew with its function, so that one must never change.
+        Index(
+            "results_failures_idx",
+            "project_id",
+            "engine",
+            text("failure_key(status, error_message)"),
+            "job_id",
+            postgresql_where=text("status <> 'recognised' OR error_message IS NOT NULL"),
+        ),
+        {"postgresql_with": CLEAN_BIG},
+    )
     job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     image: str = Field(sa_column=Column(Text, primary_key=True))
     engine: str = Field(sa_column=Column(Text, primary_key=True))
@@ -319,8 +383,40 @@ class ResultRow(SQLModel, table=True):
     canonical_smiles: str | None = _text(nullable=True)
     inchikey: str | None = _text(nullable=True)
     formula: str | None = _text(nullable=True)
-    flags: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False, server_default=text("'{}'")))
+    flags: list[str] = _texts()
     error_message: str | None = _text(nullable=True)
+    # What the project's `image_name_pattern` found in the image's name.
+    sequence: str | None = _text(nullable=True)
+    sub_sequence: str | None = _text(nullable=True)
+    part: str | None = _text(nullable=True)
+    normalized_smiles: str | None = _text(nullable=True)
+    molecular_weight: float | None = _real()
+    fragments: int | None = _int(nullable=True)
+    # Where the project asks for them; in the engines' own precision.
+    tokens: list[str] | None = Field(sa_column=Column(ARRAY(Text), nullable=True))
+    token_probabilities: list[float] | None = Field(sa_column=Column(ARRAY(REAL), nullable=True))
+
+
+class ReviewRow(SQLModel, table=True):
+    """What a person says of an engine's answer to an image; not in the row, for that may be replaced and this stays."""
+
+    __tablename__: ClassVar[str] = "reviews"
+    __table_args__ = (
+        CheckConstraint("review_status IN ('accepted', 'corrected', 'rejected')", name="status_known"),
+        CheckConstraint("(review_status = 'corrected') = (corrected_smiles IS NOT NULL)", name="corrected_has_smiles"),
+        Index("reviews_browse_idx", "project_id", "job_id", "image", "engine"),
+    )
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    image: str = Field(sa_column=Column(Text, primary_key=True))
+    engine: str = Field(sa_column=Column(Text, primary_key=True))
+    project_id: int = _bigint()
+    review_status: str = _text()
+    corrected_smiles: str | None = _text(nullable=True)
+    # The engine's answer that was looked at: another one, after a rerun, has not been reviewed.
+    reviewed_smiles: str | None = _text(nullable=True)
+    note: str | None = _text(nullable=True)
+    reviewed_by: str = _text()
+    reviewed_at: datetime = _time(now=True)
 
 
 class WorkerRow(SQLModel, table=True):

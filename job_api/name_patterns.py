@@ -52,9 +52,13 @@ class NamePattern:
                 "that is named"
             )
 
-    def find(self, name: str) -> NameParts:
-        """What the pattern finds in a name, at its first match; nothing where it does not match."""
-        match = self._regexp.search(name)
+    def find(self, image: str) -> NameParts:
+        """What the pattern finds in the file name of an image, at its first match; nothing where it does not match.
+
+        Args:
+            image: its path; only the part behind the last slash is looked at.
+        """
+        match = self._regexp.search(image.rpartition("/")[2])
         # A group that matched an empty text has found nothing.
         return NameParts() if match is None else NameParts(**{k: v or None for k, v in match.groupdict().items()})
 

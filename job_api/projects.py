@@ -1,35 +1,31 @@
-"""Projects: their settings, their status document, and the browsing of their jobs."""
+"""Projects: their settings, and the browsing of their jobs. How far they are is told by `progress.py`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 
 from job_api import results, selection
-from job_api.counters import COLUMNS, OPEN_SLOTS, SUMS
+from job_api.counters import OPEN_SLOTS, SUMS
 from job_api.db import Connection
 from job_api.errors import InvalidRequest, NotFound, ProjectBusy
+from job_api.listing import ImageChoice
 from job_api.locations import SCHEMES, BadLocation, locate
 from job_api.models import COUNTER_SLOTS
 from job_api.name_patterns import NamePattern
 from job_api.notices import announce
 from job_api.schemas import (
     Attempt,
-    ImageCounts,
     Job,
-    JobCounts,
     JobDetail,
     JobState,
     Project,
+    ProjectEngine,
     ProjectSettings,
-    ProjectStatus,
 )
 
-RATE_WINDOW_SECONDS = 300.0
-SAMPLES_KEPT_SECONDS = 3600.0
-
 _SHOWN = """
-id, name, source, engine, engine_options, priority, max_failures, results_file, image_name_pattern, paused, created_at
+id, name, source, engine, engine_options, priority, max_failures, results_file, image_name_pattern, image_include,
+image_exclude, keep_tokens, price_per_worker_hour, paused, created_at
 """
 PROJECT = f"SELECT {_SHOWN} FROM projects WHERE name = $1 AND deleted_at IS NULL"  # noqa: S608 - built from constants
 PROJECTS = f"""
@@ -37,13 +33,17 @@ SELECT {_SHOWN} FROM projects
 WHERE name > $1 AND ($2::text IS NULL OR name = $2) AND deleted_at IS NULL ORDER BY name LIMIT $3
 """  # noqa: S608
 PROJECT_ID = "SELECT id FROM projects WHERE name = $1 AND deleted_at IS NULL"
+KEEP = "SELECT id, engine FROM projects WHERE name = $1 AND deleted_at IS NULL FOR KEY SHARE"
 CREATE = "INSERT INTO projects (name, source) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING RETURNING id"
-# Of the pattern an empty text is none.
+# Of the pattern an empty text is none, and of the price a zero.
 CHANGE = f"""
 UPDATE projects SET source = coalesce($2, source), engine = coalesce($3, engine),
     engine_options = coalesce($4, engine_options), priority = coalesce($5, priority),
     max_failures = coalesce($6, max_failures), results_file = coalesce($7, results_file),
-    image_name_pattern = nullif(coalesce($8, image_name_pattern), '')
+    image_name_pattern = nullif(coalesce($8, image_name_pattern), ''),
+    image_include = coalesce($9, image_include), image_exclude = coalesce($10, image_exclude),
+    keep_tokens = coalesce($11, keep_tokens),
+    price_per_worker_hour = nullif(coalesce($12, price_per_worker_hour), 0)
 WHERE id = $1 AND deleted_at IS NULL
 RETURNING {_SHOWN}
 """  # noqa: S608
@@ -58,32 +58,13 @@ WHERE id = $1
 """
 DROP_COUNTS = (
     "DELETE FROM project_samples WHERE project_id = $1",
+    "DELETE FROM project_usage WHERE project_id = $1",
     # From the last slot to the first: who adds slots up holds the later ones and then wants the first.
     """
     DELETE FROM project_slots WHERE project_id = $1
     AND slot IN (SELECT slot FROM project_slots WHERE project_id = $1 ORDER BY slot DESC FOR UPDATE)
     """,
 )
-ACTIVE_WORKERS = "SELECT count(DISTINCT worker_id) FROM jobs WHERE project_id = $1 AND state = 'claimed'"
-# The oldest sample inside the window, with its age.
-SAMPLE = """
-SELECT images_stored, extract(epoch FROM now() - sampled_at)::float8 AS age_seconds FROM project_samples
-WHERE project_id = $1 AND sampled_at >= now() - $2 * interval '1 second' ORDER BY sampled_at LIMIT 1
-"""
-# Sample the projects that somebody works on, or whose rows changed since the last sample.
-TAKE_SAMPLES = """
-INSERT INTO project_samples (project_id, sampled_at, images_stored)
-SELECT n.project_id, date_bin('5 seconds', now(), 'epoch'), n.images_stored
-FROM (SELECT project_id, sum(images_stored)::bigint AS images_stored, sum(claimed) AS claimed
-      FROM project_slots GROUP BY project_id) AS n
--- A project that is just being deleted is passed over: its row would have to be waited for.
-JOIN (SELECT id FROM projects FOR KEY SHARE SKIP LOCKED) AS p ON p.id = n.project_id
-WHERE n.claimed > 0 OR n.images_stored IS DISTINCT FROM (
-    SELECT s.images_stored FROM project_samples s WHERE s.project_id = n.project_id ORDER BY sampled_at DESC LIMIT 1)
-ON CONFLICT DO NOTHING
-"""
-DROP_SAMPLES = "DELETE FROM project_samples WHERE sampled_at < now() - $1 * interval '1 second'"
-
 _JOB = """
 SELECT j.id, p.name AS project, j.directory, j.state, j.run, j.lease_seq, j.worker_id, j.lease_expires_at, j.due_at,
        j.failures, j.releases, j.image_count, j.reason, j.message, j.added_at, j.finished_at
@@ -109,6 +90,31 @@ async def project_id(connection: Connection, name: str) -> int:
     return found
 
 
+async def keep(connection: Connection, name: str) -> asyncpg.Record:
+    """The id and engine of a project, which is kept from being deleted until the transaction ends. Raises as above."""
+    row = await connection.fetchrow(KEEP, name)
+    if row is None:
+        raise NotFound(f"there is no project {name!r}")
+    return row
+
+
+async def engine(connection: Connection, name: str) -> ProjectEngine:
+    """What a project's images are to be recognised with.
+
+    Raises:
+        NotFound: there is no such project.
+    """
+    return ProjectEngine.model_validate(dict(await row_of(connection, name)))
+
+
+async def row_of(connection: Connection, name: str) -> asyncpg.Record:
+    """A project's id and settings. Raises as `engine`."""
+    row = await connection.fetchrow(PROJECT, name)
+    if row is None:
+        raise NotFound(f"there is no project {name!r}")
+    return row
+
+
 def _project(row: asyncpg.Record) -> Project:
     return Project.model_validate(dict(row))
 
@@ -118,12 +124,12 @@ async def list_projects(connection: Connection, after: str, only: str | None, li
     return [_project(row) for row in await connection.fetch(PROJECTS, after, only, limit)]
 
 
-async def put(connection: Connection, name: str, settings: ProjectSettings) -> Project:
-    """Create a project, or change the settings that are given.
+async def put(connection: Connection, name: str, settings: ProjectSettings) -> tuple[Project, bool]:
+    """Create a project, or change the settings that are given; says also whether it has another engine now.
 
     Raises:
         InvalidRequest: the project is new and no source is given, the source is no URL that workers know or has a
-            credential in it, the images' pattern makes no sense, or results are to be written to where nothing can be
+            credential in it, a pattern for images makes no sense, or results are to be written to where nothing can be
             written. What was changed is to be rolled back.
     """
     if settings.source is not None:
@@ -136,6 +142,11 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
             NamePattern(settings.image_name_pattern)
         except ValueError as error:
             raise InvalidRequest(f"image_name_pattern: {error}") from None
+    for field in ("image_include", "image_exclude"):
+        try:
+            ImageChoice(getattr(settings, field) or [], [])
+        except ValueError as error:
+            raise InvalidRequest(f"{field}: {error}") from None
     found = await connection.fetchrow(PROJECT, name)
     if found is None:
         if settings.source is None:
@@ -156,6 +167,10 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
         settings.max_failures,
         settings.results_file,
         settings.image_name_pattern,
+        settings.image_include,
+        settings.image_exclude,
+        settings.keep_tokens,
+        settings.price_per_worker_hour,
     )
     project = _project(changed or found)
     if project.results_file and SCHEMES.get(project.source.partition(":")[0].lower()) == "http":
@@ -163,7 +178,7 @@ async def put(connection: Connection, name: str, settings: ProjectSettings) -> P
             "results_file: nothing can be written beside the images on a web server; set results_file to false, or "
             "let the source be where the images can be written to (file, az, s3, gs)"
         )
-    return project
+    return project, project.engine != found["engine"]
 
 
 async def pause(connection: Connection, name: str, *, paused: bool) -> Project:
@@ -198,62 +213,6 @@ async def delete(connection: Connection, name: str) -> None:
     await connection.execute(MARK_DELETED, found)
     for statement in DROP_COUNTS:
         await connection.execute(statement, found)
-
-
-async def status(connection: Connection, name: str) -> ProjectStatus:
-    """The status document of a project.
-
-    Raises:
-        NotFound: there is no such project.
-    """
-    row = await connection.fetchrow(PROJECT, name)
-    if row is None:
-        raise NotFound(f"there is no project {name!r}")
-    sums = dict(await connection.fetchrow(SUMS, row["id"]) or dict.fromkeys(COLUMNS, 0))
-    sample = await connection.fetchrow(SAMPLE, row["id"], RATE_WINDOW_SECONDS)
-    rate = None
-    if sample is not None and sample["age_seconds"] >= 1:
-        rate = (sums["images_stored"] - sample["images_stored"]) / sample["age_seconds"]
-    eta_seconds, eta_assumes = _eta(sums, rate)
-    base = f"/v4/{name}"
-    return ProjectStatus(
-        **dict(row),
-        jobs=JobCounts(**{state.value: sums[state] for state in JobState}),
-        images=ImageCounts(
-            stored=sums["images_stored"],
-            recognised=sums["images_recognised"],
-            not_recognised=sums["images_stored"] - sums["images_recognised"],
-        ),
-        images_per_second=rate,
-        rate_window_seconds=sample["age_seconds"] if sample is not None and rate is not None else None,
-        eta_seconds=eta_seconds,
-        eta_assumes=eta_assumes,
-        active_workers=await connection.fetchval(ACTIVE_WORKERS, row["id"]),
-        links={"self": base, "jobs": f"{base}/jobs", "results": f"{base}/results", "logs": f"{base}/logs"},
-    )
-
-
-def _eta(sums: dict[str, Any], rate: float | None) -> tuple[float | None, str | None]:
-    """Seconds until all jobs are finished, and what that rests on; nothing where there is nothing to go by."""
-    unfinished = sums[JobState.QUEUED] + sums[JobState.WAITING] + sums[JobState.CLAIMED]
-    if unfinished == 0:
-        return 0.0, "no job is unfinished"
-    if not rate or not sums[JobState.COMPLETED]:
-        return None, None
-    mean = sums["images_listed"] / sums[JobState.COMPLETED]
-    begun = max(sums["images_stored"] - sums["images_listed"], 0)
-    left = max(unfinished * mean - begun, unfinished)
-    assumes = (
-        f"each of the {unfinished} unfinished directories holds {mean:.1f} images, as the completed ones do on "
-        "average, and the rate stays as it is"
-    )
-    return left / rate, assumes
-
-
-async def take_samples(connection: Connection) -> None:
-    """Note how many rows each busy project has now, and forget old notes."""
-    await connection.execute(TAKE_SAMPLES)
-    await connection.execute(DROP_SAMPLES, SAMPLES_KEPT_SECONDS)
 
 
 async def list_jobs(

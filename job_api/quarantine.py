@@ -20,7 +20,7 @@ from job_api import fleet, queue
 from job_api.counters import Tally
 from job_api.db import Connection
 from job_api.queue import LeaseKey, Pace
-from job_api.schemas import Fail, JobState, LogLevel, LogLine, Worker, WorkerState
+from job_api.schemas import NONE_CHOSEN, Fail, JobState, LogLevel, LogLine, Worker, WorkerState
 from job_api.text import clean_text
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ async def fail(
     reason, message, retryable = failure.reason, failure.message, failure.retryable
     state = await queue.fail(connection, held, reason, message, retryable=retryable, pace=pace, tally=tally)
     if held["outcome"] is None and held["new_results"] == 0 and record.state is not None:
-        counts = _speaks_against_worker(held)
+        counts = _speaks_against_worker(held, failure.reason)
         if distrusted:
             await _refund(connection, key.worker_id, [(key.job_id, key.lease_seq)], kept, changes)
         elif counts and may_be_last:
@@ -162,9 +162,9 @@ async def fail(
     return JobState.QUEUED if key.job_id in changes.queued else state, changes.projects
 
 
-def _speaks_against_worker(held: dict[str, Any]) -> bool:
-    """Whether a failure is the first one of its job: since it was added, retried or run again."""
-    return not (held["failures"] or held["refunds"])
+def _speaks_against_worker(held: dict[str, Any], reason: str) -> bool:
+    """Whether a failure is no setting's doing, and the first of its job since it was added, retried or run again."""
+    return reason != NONE_CHOSEN and not (held["failures"] or held["refunds"])
 
 
 async def impose(connection: Connection, worker_id: str, alive_seconds: float) -> tuple[Worker, set[str]]:

@@ -9,7 +9,7 @@ PRESENT = "r.run >= j.present_from_run AND NOT r.stale AND r.engine = p.engine"
 _LEASE = f"""
 j.id AS job_id, j.lease_seq, p.name AS project, j.directory, p.source, p.engine, p.engine_options,
 CASE WHEN j.lease_seq = 1 THEN 0 ELSE (SELECT count(*) FROM results r WHERE r.job_id = j.id AND {PRESENT}) END
-    AS results_count, p.results_file, p.image_name_pattern"""  # noqa: S608 - built from constants, as all statements here
+    AS results_count, p.results_file, p.image_name_pattern, p.image_include, p.image_exclude, p.keep_tokens"""  # noqa: S608 - built from constants, as all statements here
 LEASES = (
     f"SELECT {_LEASE} FROM jobs j JOIN projects p ON p.id = j.project_id WHERE j.worker_id = $1 AND j.state = 'claimed'"  # noqa: S608
 )

@@ -13,7 +13,11 @@ Record = tuple[int | None, bytes]
 """The row's `seq` and its bytes with the line end; the heading of a CSV has no `seq`."""
 
 _JSONL_SEQ = re.compile(rb'\s*\{\s*"seq"\s*:\s*(\d+)')
+_CSV_HEADING = re.compile(rb'(?:seq|"seq")[,\r\n]')
 _CSV_SEQ = re.compile(rb'"?(\d+)')
+
+
+_JSONL_BEFORE_SECOND = re.compile(rb'\s*\{\s*"seq"\s*:\s*\d+\s*,\s*')
 
 
 class NotARecord(ValueError):
@@ -38,11 +42,20 @@ def whole_records(chunks: Iterable[bytes], export_format: ExportFormat) -> Itera
         yield _seq(_JSONL_SEQ, line), line
 
 
+def without_seq(record: bytes, export_format: ExportFormat) -> bytes:
+    """The same record, or heading, without its first field."""
+    if export_format is ExportFormat.CSV:
+        rest = record.partition(b",")[2]
+        # An empty line is none to those who read it.
+        return rest if rest.strip(b"\r\n") else b'""' + rest
+    return _JSONL_BEFORE_SECOND.sub(b"{", record, count=1)
+
+
 def _csv_records(lines: Iterator[bytes]) -> Iterator[Record]:
     heading = next(lines, None)
     if heading is None:
         raise CutShort("nothing came, not even a heading")
-    if not heading.startswith((b"seq,", b'"seq",')):
+    if _CSV_HEADING.match(heading) is None:
         raise NotARecord(repr(heading[:60]))
     yield None, heading
     record = b""

@@ -13,6 +13,7 @@ import asyncpg
 from cachetools import LRUCache
 from pydantic import TypeAdapter
 
+from job_api.columns import JOINED, select_list
 from job_api.counters import settling, slot_of
 from job_api.db import Connection
 from job_api.queue import LeaseKey
@@ -23,22 +24,61 @@ from job_api.schemas import (
     InvalidRow,
     NewResult,
     RefusedRow,
+    Result,
     ResultsStored,
     ResultStatus,
 )
+from job_api.text import MAX_SMILES_CHARS
 
 # With what the rows of a batch were made: found, or made.
 PROVENANCE = """
 WITH made AS (
-    INSERT INTO provenances (worker_id, engine, engine_version, weights, weights_sha256, snapshot)
-    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING id)
+    INSERT INTO provenances (worker_id, engine, engine_version, weights, weights_sha256, prepared, snapshot)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING id)
 SELECT id FROM made
 UNION ALL
 SELECT id FROM provenances
 WHERE worker_id = $1 AND engine = $2 AND engine_version IS NOT DISTINCT FROM $3 AND weights IS NOT DISTINCT FROM $4
-      AND weights_sha256 IS NOT DISTINCT FROM $5 AND snapshot IS NOT DISTINCT FROM $6
+      AND weights_sha256 IS NOT DISTINCT FROM $5 AND prepared IS NOT DISTINCT FROM $6
+      AND snapshot IS NOT DISTINCT FROM $7
 LIMIT 1
 """
+
+# What a worker says of an image, as `schemas.NewResult` names it, and how it comes in JSON.
+SAID = {
+    "image": "text",
+    "engine": "text",
+    "status": "text",
+    "image_sha256": "text",
+    "width": "int",
+    "height": "int",
+    "frames": "int",
+    "smiles": "text",
+    "confidence": "float8",
+    "confidence_mean": "float8",
+    "confidence_min": "float8",
+    "n_tokens": "int",
+    "truncated": "bool",
+    "is_valid": "bool",
+    "canonical_smiles": "text",
+    "normalized_smiles": "text",
+    "inchikey": "text",
+    "formula": "text",
+    "molecular_weight": "float8",
+    "fragments": "int",
+    "flags": "text[]",
+    "error_message": "text",
+    "duration_ms": "int",
+    "sequence": "text",
+    "sub_sequence": "text",
+    "part": "text",
+    "tokens": "text[]",
+    "token_probabilities": "real[]",
+}
+_SENT = ", ".join(f"{name} {kind}" for name, kind in SAID.items())
+_NAMES = ", ".join(SAID)
+_VALUES = ", ".join("decode(s.image_sha256, 'hex')" if name == "image_sha256" else f"s.{name}" for name in SAID)
+_REPLACED = ", ".join(f"{name} = EXCLUDED.{name}" for name in SAID if name not in ("image", "engine"))
 
 # Store a batch through a lease that is held: a newer lease replaces a row, within one lease the first stays. A writer
 # is announced to the exports before it takes its first number. No row comes back where the lease is not held, nor where
@@ -58,9 +98,7 @@ announced AS MATERIALIZED (
     FROM held CROSS JOIN (SELECT FROM provenances WHERE id = $6) AS made_with CROSS JOIN result_seq s),
 sent AS MATERIALIZED (
     SELECT s.* FROM json_to_recordset($5::json) AS s (
-        image text, engine text, status text, image_sha256 text, width int, height int, frames int, smiles text,
-        confidence float8, confidence_mean float8, confidence_min float8, n_tokens int, truncated bool, is_valid bool,
-        canonical_smiles text, inchikey text, formula text, flags text[], error_message text, duration_ms int)
+        {_SENT})
     CROSS JOIN announced),
 before AS (
     SELECT r.image, r.engine, r.status, r.run >= j.present_from_run AND NOT r.stale AS present
@@ -69,23 +107,12 @@ before AS (
     -- Of the first lease no row can be replaced.
     WHERE $3 > 1),
 stored AS (
-    INSERT INTO results AS r (
-        job_id, image, engine, project_id, provenance_id, lease_seq, run, status, image_sha256, width, height, frames,
-        smiles, confidence, confidence_mean, confidence_min, n_tokens, truncated, is_valid, canonical_smiles, inchikey,
-        formula, flags, error_message, duration_ms)
-    SELECT j.id, s.image, s.engine, j.project_id, $6, $3, j.run, s.status, decode(s.image_sha256, 'hex'), s.width,
-           s.height, s.frames, s.smiles, s.confidence, s.confidence_mean, s.confidence_min, s.n_tokens, s.truncated,
-           s.is_valid, s.canonical_smiles, s.inchikey, s.formula, s.flags, s.error_message, s.duration_ms
+    INSERT INTO results AS r (job_id, project_id, provenance_id, lease_seq, run, {_NAMES})
+    SELECT j.id, j.project_id, $6, $3, j.run, {_VALUES}
     FROM sent s CROSS JOIN held j
     ON CONFLICT (job_id, image, engine) DO UPDATE SET
         seq = EXCLUDED.seq, provenance_id = EXCLUDED.provenance_id, lease_seq = EXCLUDED.lease_seq,
-        processed_at = EXCLUDED.processed_at, run = EXCLUDED.run, stale = false, status = EXCLUDED.status,
-        image_sha256 = EXCLUDED.image_sha256, width = EXCLUDED.width, height = EXCLUDED.height,
-        frames = EXCLUDED.frames, smiles = EXCLUDED.smiles, confidence = EXCLUDED.confidence,
-        confidence_mean = EXCLUDED.confidence_mean, confidence_min = EXCLUDED.confidence_min,
-        n_tokens = EXCLUDED.n_tokens, truncated = EXCLUDED.truncated, is_valid = EXCLUDED.is_valid,
-        canonical_smiles = EXCLUDED.canonical_smiles, inchikey = EXCLUDED.inchikey, formula = EXCLUDED.formula,
-        flags = EXCLUDED.flags, error_message = EXCLUDED.error_message, duration_ms = EXCLUDED.duration_ms
+        processed_at = EXCLUDED.processed_at, run = EXCLUDED.run, stale = false, {_REPLACED}
     WHERE r.lease_seq < EXCLUDED.lease_seq
     RETURNING r.image, r.engine, r.status),
 counted AS (
@@ -105,6 +132,13 @@ settled AS ({_STORE_SETTLED})
 SELECT c.stored FROM counted c CROSS JOIN announced
 """  # noqa: S608 - built from constants, as all statements here
 
+# What else gives stored rows new numbers: the same word to the exports, before the first of them. The rows' jobs are
+# locked before, in the order of their ids, so that nobody else writes them meanwhile.
+ANNOUNCE = "SELECT pg_advisory_xact_lock_shared(last_value) FROM result_seq"
+LOCK_JOBS = """
+SELECT id FROM jobs WHERE project_id = $1 AND id = ANY($2::bigint[]) ORDER BY id FOR NO KEY UPDATE
+"""
+
 # Images of a job that need no work, a page of them.
 IMAGES_DONE = f"""
 SELECT r.image FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON p.id = j.project_id
@@ -113,21 +147,14 @@ WHERE r.job_id = $1 AND r.image > $2 AND {PRESENT} ORDER BY r.image LIMIT $3
 
 # What is said of them in smiles_output.json.
 RESULTS_DONE = f"""
-SELECT r.image, r.status, r.smiles, r.confidence_mean, r.confidence_min, r.error_message, r.processed_at
+SELECT r.image, r.status, r.smiles, r.confidence_mean, r.confidence_min, r.error_message, r.processed_at, r.tokens,
+       r.token_probabilities
 FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON p.id = j.project_id
 WHERE r.job_id = $1 AND r.image > $2 AND {PRESENT} ORDER BY r.image LIMIT $3
 """  # noqa: S608 - built from constants
 
 # Rows with everything that is joined to them, as `schemas.Result` names it.
-ROWS = """
-SELECT r.seq, p.name AS project, j.directory, r.image, r.status, r.smiles, r.confidence, r.confidence_mean,
-       r.confidence_min, r.n_tokens, r.truncated, r.is_valid, r.canonical_smiles, r.inchikey, r.formula, r.flags,
-       r.error_message, encode(r.image_sha256, 'hex') AS image_sha256, r.width, r.height, r.frames, r.engine,
-       v.engine_version, v.weights, v.weights_sha256, v.snapshot, v.worker_id, r.job_id, r.run, r.lease_seq,
-       r.duration_ms, r.processed_at
-FROM results r JOIN jobs j ON j.id = r.job_id JOIN projects p ON p.id = r.project_id
-JOIN provenances v ON v.id = r.provenance_id
-"""
+ROWS = f"SELECT {select_list(list(Result.model_fields))} FROM {JOINED} "  # noqa: S608
 ROWS_OF_JOB = ROWS + "WHERE r.job_id = $1 AND (r.image, r.engine) > ($2, $3) ORDER BY r.image, r.engine LIMIT $4"
 
 COUNT_BY_STATUS = "SELECT status, count(*) AS rows FROM results WHERE job_id = $1 GROUP BY status"
@@ -170,7 +197,8 @@ class Provenances:
 
 
 def _provenance_key(worker_id: str, run: EngineRun) -> tuple[str | None, ...]:
-    return (worker_id, run.engine, run.engine_version, run.weights, run.weights_sha256, run.snapshot)
+    made_with = (run.engine, run.engine_version, run.weights, run.weights_sha256, run.prepared, run.snapshot)
+    return (worker_id, *made_with)
 
 
 async def store(connection: Connection, key: LeaseKey, batch: Batch, provenance_id: int) -> ResultsStored | None:
@@ -221,6 +249,10 @@ def _contradiction(row: NewResult, run: EngineRun) -> str | None:
         return f"engine: the row names {row.engine} and its batch was made by {run.engine}"
     if row.status is ResultStatus.RECOGNISED and not row.smiles:
         return "smiles: is empty; an image without a SMILES is not recognised (status engine_error)"
+    if len(row.tokens or ()) != len(row.token_probabilities or ()):
+        return "tokens: are not as many as token_probabilities"
+    if sum(map(len, row.tokens or ())) > MAX_SMILES_CHARS:
+        return f"tokens: have more than {MAX_SMILES_CHARS} characters together"
     if row.status is not ResultStatus.RECOGNISED and row.smiles:
         return f"smiles: is given, but the status is {row.status}"
     return None

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from job_api import schemas
 from job_api.schemas import PROBLEM_TYPE_PREFIX, ProblemType
+from job_api.text import mistake
 
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.2
@@ -305,12 +306,10 @@ def parse(model: type[Model], answer: httpx.Response) -> Model:
     try:
         return model.model_validate_json(answer.content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         # Not chained: pydantic shows the input, and the input may hold a token.
         raise ClientError(
             f"{answer.request.url} did not answer as a decimer-jobs service does; is the address right? "
-            f"({where + ': ' if where else ''}{first['msg']})"
+            f"({mistake(error)})"
         ) from None
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
-from job_api import selection
+from job_api import failures, selection
 from job_api import steering_sql as sql
 from job_api.counters import Tally
 from job_api.db import Connection, Database
@@ -21,8 +21,10 @@ from job_api.errors import DatabaseUnavailable, NotFound, WrongState
 from job_api.queue import FINISHED
 from job_api.schemas import (
     MAX_EXAMPLES,
+    FailureKind,
     JobAction,
     JobExample,
+    JobFilter,
     JobsActed,
     JobsAction,
     JobState,
@@ -72,6 +74,19 @@ RULES = {
 }
 
 
+@dataclass(frozen=True)
+class Images:
+    """Which images of its jobs a rerun does again: all, or those with some statuses, or of a group of failures."""
+
+    statuses: Sequence[ResultStatus] | None = None
+    failure: int | None = None
+
+    @property
+    def are_all(self) -> bool:
+        """Whether nothing narrows them."""
+        return self.statuses is None and self.failure is None
+
+
 async def steer(
     connection: Connection,
     project_id: int,
@@ -99,7 +114,7 @@ async def steer(
     rule = RULES[action]
     if job["state"] not in rule.changes | rule.leaves:
         raise WrongState(f"job {job_id} is {job['state']}; {rule.refusal}")
-    await _apply(connection, action, [job], statuses, tally)
+    await _apply(connection, action, [job], Images(statuses), tally)
 
 
 async def _keep_project(connection: Connection, project_id: int) -> None:
@@ -111,7 +126,7 @@ async def _apply(
     connection: Connection,
     action: JobAction,
     jobs: Sequence[Any],
-    statuses: Sequence[ResultStatus] | None,
+    images: Images,
     tally: Tally,
 ) -> int:
     """Do something to locked jobs whose states allow it; returns how many were changed."""
@@ -133,10 +148,12 @@ async def _apply(
         case JobAction.RETRY:
             await _put(connection, jobs, tally, JobState.QUEUED, forgive=True)
         case JobAction.RERUN:
-            await connection.execute(sql.BEGIN_RUN, ids, statuses is None)
-            if statuses is not None:
-                names = [str(status) for status in statuses]
+            await connection.execute(sql.BEGIN_RUN, ids, images.are_all)
+            if images.statuses is not None:
+                names = [str(status) for status in images.statuses]
                 await connection.execute(sql.MARK_STALE, ids, names, timeout=ROWS_SECONDS)
+            if images.failure is not None:
+                await connection.execute(sql.MARK_FAILURE_STALE, ids, images.failure, timeout=ROWS_SECONDS)
             tally["images_listed"] -= _images_listed(jobs)
             await _put(connection, jobs, tally, JobState.QUEUED, forgive=True, fence=True)
         case JobAction.DELETE:
@@ -166,6 +183,7 @@ async def _put(
 async def _delete(connection: Connection, jobs: Sequence[Any], tally: Tally) -> None:
     ids = [job["id"] for job in jobs]
     rows = await connection.fetchrow(sql.DELETE_RESULTS, ids, timeout=ROWS_SECONDS)
+    await connection.execute(sql.DELETE_REVIEWS, ids, timeout=ROWS_SECONDS)
     await connection.execute(sql.DELETE_ATTEMPTS, ids, timeout=ROWS_SECONDS)
     await connection.execute(sql.DELETE_JOBS, ids, timeout=ROWS_SECONDS)
     tally["images_stored"] -= rows["stored"] if rows else 0
@@ -185,10 +203,13 @@ async def steer_many(database: Database, project_id: int, wanted: JobsAction) ->
     nothing twice, since what it changed is as wanted, not named any more, or newer than `as_of`.
 
     Raises:
-        NotFound: the project was deleted.
+        NotFound: the project was deleted, or there is no such group of failures when it begins; one that is asked for
+            again may be gone for what was done before.
     """
     began = time.monotonic()
     async with database.connection() as connection:
+        if wanted.filter.failure is not None and wanted.as_of is None:
+            await failures.require(connection, project_id, wanted.filter.failure)
         as_of = wanted.as_of or await connection.fetchval("SELECT now()")
     done = JobsActed(as_of=as_of, next=wanted.after)
     while done.next is not None and (done.next == wanted.after or time.monotonic() - began < BUDGET_SECONDS):
@@ -205,6 +226,21 @@ async def steer_many(database: Database, project_id: int, wanted: JobsAction) ->
             return done
         done += chunk
     return done
+
+
+async def release_claimed(database: Database, project_id: int) -> None:
+    """Take all claimed jobs from their holders, uncharged, since their project has another engine now.
+
+    Their rows would not count for the job, which would fail for want of results.
+
+    Raises:
+        NotFound: the project was deleted.
+    """
+    wanted = JobsAction(action=JobAction.FORCE_RELEASE, filter=JobFilter(states=[JobState.CLAIMED]))
+    acted = await steer_many(database, project_id, wanted)
+    while acted.next is not None:
+        wanted = wanted.model_copy(update={"after": acted.next, "as_of": acted.as_of})
+        acted = await steer_many(database, project_id, wanted)
 
 
 async def _count(connection: Connection, project_id: int, wanted: JobsAction, after: int, as_of: datetime) -> JobsActed:
@@ -231,7 +267,8 @@ async def _change(
 ) -> JobsActed:
     """Do the action to the next jobs; those that have changed since they were found are judged as they are now."""
     deleting = wanted.action is JobAction.DELETE
-    touches_rows = deleting or wanted.statuses is not None
+    images = Images(wanted.statuses, failures.key_of(wanted.images_of, FailureKind.IMAGE))
+    touches_rows = deleting or (wanted.action is JobAction.RERUN and not images.are_all)
     limit = JOBS_WITH_ROWS if touches_rows else CHUNK
     rows, then = await selection.candidates(connection, project_id, wanted.filter, after, limit)
     if touches_rows:
@@ -242,7 +279,7 @@ async def _change(
     fresh = await _newer(connection, wanted.action, jobs, as_of)
     allowed = [job for job in jobs if job["state"] in rule.changes | rule.leaves and job["id"] not in fresh]
     tally = Tally()
-    changed = await _apply(connection, wanted.action, allowed, wanted.statuses, tally)
+    changed = await _apply(connection, wanted.action, allowed, images, tally)
     await tally.settle(connection, project_id)
     return JobsActed(
         matched=len(jobs),

@@ -3,6 +3,8 @@
 All go by lists of ids: one job is a list of one. The jobs are locked before, in the order of their ids.
 """
 
+from job_api.failures import IMAGE_FAILED, IMAGE_KEY
+
 # Keep a project from being deleted until the transaction ends; nothing comes back where it was.
 KEEP_PROJECT = "SELECT id FROM projects WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE"
 
@@ -45,12 +47,22 @@ FROM attempts a
 WHERE j.id = ANY($1::bigint[]) AND a.job_id = j.id AND a.lease_seq = j.lease_seq AND a.outcome = 'expired'
 """
 
-# Begin a new run; rows of earlier runs no longer count as present, all of them or those with given statuses.
+# Begin a new run; rows of earlier runs no longer count as present: all of them, or of the project's engine's those with
+# given statuses or of a group of failures. Those of other engines are not done again.
 BEGIN_RUN = """
 UPDATE jobs SET run = run + 1, present_from_run = CASE WHEN $2 THEN run + 1 ELSE present_from_run END
 WHERE id = ANY($1::bigint[])
 """
-MARK_STALE = "UPDATE results SET stale = true WHERE job_id = ANY($1::bigint[]) AND status = ANY($2::text[])"
+MARK_STALE = """
+UPDATE results r SET stale = true FROM projects p
+WHERE r.job_id = ANY($1::bigint[]) AND r.status = ANY($2::text[]) AND p.id = r.project_id AND r.engine = p.engine
+"""
+MARK_FAILURE_STALE = f"""
+UPDATE results SET stale = true
+WHERE project_id = (SELECT project_id FROM jobs WHERE id = ($1::bigint[])[1])
+      AND engine = (SELECT p.engine FROM jobs j JOIN projects p ON p.id = j.project_id WHERE j.id = ($1::bigint[])[1])
+      AND job_id = ANY($1::bigint[]) AND {IMAGE_FAILED} AND {IMAGE_KEY} = $2
+"""  # noqa: S608 - built from constants
 
 # How many rows each of some jobs has, counted no further than $2.
 SIZES = """
@@ -63,5 +75,6 @@ DELETE_RESULTS = """
 WITH deleted AS (DELETE FROM results WHERE job_id = ANY($1::bigint[]) RETURNING status)
 SELECT count(*) AS stored, count(*) FILTER (WHERE status = 'recognised') AS recognised FROM deleted
 """
+DELETE_REVIEWS = "DELETE FROM reviews WHERE job_id = ANY($1::bigint[])"
 DELETE_ATTEMPTS = "DELETE FROM attempts WHERE job_id = ANY($1::bigint[])"
 DELETE_JOBS = "DELETE FROM jobs WHERE id = ANY($1::bigint[])"

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 
-from job_api import counters, projects, queue
+from job_api import counters, progress, queue
 from job_api.db import Database
 from job_api.errors import JobApiError
 from job_api.settings import Settings
@@ -38,7 +38,7 @@ async def _attempt(work: Awaitable[None]) -> None:
 
 async def _take_samples(database: Database) -> None:
     async with database.connection() as connection:
-        await projects.take_samples(connection)
+        await progress.take_samples(connection)
 
 
 async def _fold_counters(database: Database) -> None:

@@ -1,9 +1,13 @@
-"""What a text must be to travel and be stored: the one cleaning function, and the check of a directory's name."""
+"""What a text must be to travel and be stored, and how a mistake in what was given is told."""
 
 import re
 
+from pydantic import ValidationError
+
 MAX_PATH_BYTES = 1024
 MAX_SMILES_CHARS = 4000
+MAX_TOKENS = 2_000
+MAX_TOKEN_CHARS = 200
 MAX_MESSAGE_CHARS = 4000
 MAX_TRACEBACK_CHARS = 20_000
 
@@ -65,3 +69,11 @@ def check_relative_path(path: str) -> str:
     if ".." in path.split("/"):
         raise ValueError("holds '..'")
     return path
+
+
+def mistake(error: ValidationError) -> str:
+    """What is wrong first in what somebody gave, in one line; never the input, which may hold a password."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said

@@ -83,7 +83,8 @@ class WaitingRoom:
                 self._call_first((project, None) if project is not None else tuple(self._waiting))
 
     def sit_down(self, seat: Seat) -> None:
-        """Draw a number."""
+        """Draw a number, and give back the one it has: who is woken by its client's leaving still holds one."""
+        self._stand_up(seat)
         if self.closed:
             seat.call()
             return

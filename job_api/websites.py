@@ -7,6 +7,7 @@ leads; what a worker reads because a project says so is judged by uworker's own 
 import netrc
 import os
 from collections.abc import Iterator
+from functools import cached_property
 
 import httpx
 import tenacity
@@ -32,7 +33,7 @@ class _Transient(Exception):
 
 
 class WebListing(Listing):
-    """See `Listing`. One page is read: the index of the place itself.
+    """See `Listing`. One page is read, once: the index of the place itself.
 
     Args:
         location: of a web server that shows directory indexes.
@@ -46,15 +47,16 @@ class WebListing(Listing):
 
     def directories(self) -> list[str]:
         """See `Listing`."""
-        return [name.rstrip("/") for name in self._names() if name.endswith("/")]
+        return [name.rstrip("/") for name in self._names if name.endswith("/")]
 
     def objects(self, directory: str) -> Iterator[StoredObject]:
         """The files that lie directly at the place; of a web server nothing else is listed here."""
         if directory:
             raise BadLocation(f"{self.location}/{directory} is on a web server, which workers alone list")
         # Sizes are not asked for.
-        return (StoredObject(name, 0) for name in self._names() if not name.endswith("/"))
+        return (StoredObject(name, 0) for name in self._names if not name.endswith("/"))
 
+    @cached_property
     def _names(self) -> list[str]:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Transient),

@@ -1,16 +1,21 @@
 """An engine for tests, loaded in real recogniser processes as `tests.engines:load_pixel_engine`.
 
-It does what the red value of an image's first pixel says, so that a test can place a crash where it wants one.
+It does what the red value of an image's first pixel says, so that a test can place a crash where it wants one. With
+`max_batch` in its options it is handed several images at once. In `work`, a file, each thread of all processes notes
+when it begins and ends with which images, and whoever kills its process that this is the end of all its threads.
 """
 
 import ctypes
+import gc
 import io
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,14 @@ LINGER_AND_COUNT = 214
 """Lingers and counts how many images are active then."""
 HOLD_LOCK = 215
 """Once another image is active, or none has come, keeps the interpreter lock for ever, as native code may."""
+KILL_ALL = 216
+"""Kills the supervisor's process too, as a container that is out of memory is killed."""
+RAISE_ALL = 217
+"""Has the whole call of its batch raise, as soon as it is taken up."""
+CROWD = 218
+"""Waits until as many images wait for a thread of its process as `crowd` in the options says."""
+SHORT = 219
+"""Is left out of what its batch is answered with."""
 FLOOD_BYTES = 4_000_000
 LINGER_SECONDS = 0.2
 
@@ -53,6 +66,7 @@ class PixelEngine:
         self.version: str | None = "1.0"
         self.weights: str | None = None
         self.weights_sha256: str | None = None
+        self.prepared: str | None = options.get("prepared")
         self._options = options
         self._active = 0
         self._lock = threading.Lock()
@@ -65,8 +79,10 @@ class PixelEngine:
             active = self._active
             if active > 1:
                 self._company.set()
+        code = int(pixels[0, 0, 0])
         try:
-            return self._obey(int(pixels[0, 0, 0]), active)
+            with self._noted_work([code]):
+                return self._obey(code, active)
         finally:
             with self._lock:
                 self._active -= 1
@@ -74,7 +90,9 @@ class PixelEngine:
                     self._company.clear()
 
     def _obey(self, code: int, active: int) -> Recognition:
+        self._note(code)
         _die(code, self._options)
+        time.sleep(self._options.get("seconds", 0))
         self._wait(code)
         match code:
             case _ if code == RAISE:
@@ -98,16 +116,76 @@ class PixelEngine:
         smiles = "C" * (code if code < KILL else 1)
         return Recognition(smiles, [("C", 0.5)] * len(smiles))
 
+    @contextmanager
+    def _noted_work(self, codes: Sequence[int]) -> Iterator[None]:
+        self._note_work("+", codes)
+        try:
+            yield
+        finally:
+            self._note_work("-", codes)
+
+    def _note_work(self, sign: str, codes: Sequence[int]) -> None:
+        if "work" in self._options:
+            # Unbuffered, and so a line in one piece, behind what others have written before.
+            with Path(self._options["work"]).open("ab", buffering=0) as work:
+                work.write(f"{sign} {os.getpid()} {' '.join(map(str, codes))}\n".encode())
+
+    def _note(self, code: int) -> None:
+        """Note each image in the file that is named `tally` in the options."""
+        if "tally" in self._options:
+            with Path(self._options["tally"]).open("a") as tally:
+                tally.write(f"{code}\n")
+
     def _wait(self, code: int) -> None:
         if code == HANG or (code == HANG_ONCE and self._is_first):
             threading.Event().wait()
         if code == HOLD_LOCK:
             self._company.wait(1)
             ctypes.PyDLL(None).sleep(3600)
+        while code == CROWD and len(_waiting()) < self._options["crowd"]:
+            time.sleep(0.01)
         while code == GATE and not Path(self._options["gate"]).exists():
             time.sleep(0.01)
         if code in (LINGER, HANG_ONCE, LINGER_AND_COUNT):
             time.sleep(LINGER_SECONDS)
+
+
+class BatchPixelEngine(PixelEngine):
+    """Obeys the first pixels of several images; notes those of each batch in `batches`, a file, when it has them all.
+
+    It takes `takes` images of those that it is offered, where the options say so.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        super().__init__(options)
+        self.max_batch = int(options["max_batch"])
+
+    def recognise_batch(self, pictures: Iterator[Pixels]) -> Sequence[Recognition | Exception]:
+        codes = []
+        for pixels in islice(pictures, self._options.get("takes")):
+            code = int(pixels[0, 0, 0])
+            codes.append(code)
+            _die(code, self._options)
+            if code == RAISE_ALL:
+                raise RuntimeError("no batch is to be had")
+        if "batches" in self._options:
+            with Path(self._options["batches"]).open("a") as batches:
+                batches.write(" ".join(map(str, codes)) + "\n")
+        with self._noted_work(codes):
+            return [self._answer(code) for code in codes if code != SHORT]
+
+    def _answer(self, code: int) -> Recognition | Exception:
+        try:
+            return self._obey(code, 1)
+        except Exception as error:  # noqa: BLE001 (it costs this image only)
+            return error
+
+
+def _waiting() -> Sequence[Any]:
+    """The images that wait for a thread of this process."""
+    tasks: Any = next(each for each in gc.get_objects() if type(each).__qualname__ == "Tasks")
+    waiting: Sequence[Any] = tasks._waiting
+    return waiting
 
 
 def _die(code: int, options: Mapping[str, Any]) -> None:
@@ -115,7 +193,13 @@ def _die(code: int, options: Mapping[str, Any]) -> None:
         ctypes.string_at(0)
     elif code == EXIT:
         os._exit(7)
+    elif code == KILL_ALL:
+        os.kill(os.getppid(), signal.SIGKILL)
+        threading.Event().wait()
     elif code == KILL:
+        if "work" in options:
+            with Path(options["work"]).open("ab", buffering=0) as work:
+                work.write(f"x {os.getpid()}\n".encode())
         os.kill(os.getpid(), signal.SIGKILL)
     elif code == KILL_ONCE and not (flag := Path(options["once"])).exists():
         flag.touch()
@@ -129,7 +213,22 @@ def load_pixel_engine(options: Mapping[str, Any], home: Path, threads: int) -> P
         os.kill(os.getpid(), signal.SIGILL)
     if options.get("hang_loading"):
         threading.Event().wait()
-    engine = PixelEngine(options)
+    engine = BatchPixelEngine(options) if "max_batch" in options else PixelEngine(options)
     if options.get("mark"):
         Path(options["once"]).touch()
+    return engine
+
+
+def load_older_engine(options: Mapping[str, Any], home: Path, threads: int) -> PixelEngine:
+    """One written before engines said which prepared model they use."""
+    engine = load_pixel_engine(options, home, threads)
+    del engine.prepared
+    return engine
+
+
+def load_odd_engine(options: Mapping[str, Any], home: Path, threads: int) -> PixelEngine:
+    """One of somebody's own: `odd` in the options is the attribute that is of another kind than is meant."""
+    engine = load_pixel_engine(options, home, threads)
+    odd: Any = {"true": True, "word": "ready", "method": engine.recognise, "digest": "ab" * 32}[options["value"]]
+    setattr(engine, options["odd"], odd)
     return engine

@@ -102,7 +102,7 @@ class Operation:
 
 def operations(root: str) -> list[Operation]:
     """All operations of the running service."""
-    document = httpx.get(f"{root}/openapi.json").raise_for_status().json()
+    document = httpx.get(f"{root}/openapi.json", timeout=60).raise_for_status().json()
     components = document["components"]["schemas"]
     return [
         Operation(method.upper(), path, operation, components)

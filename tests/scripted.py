@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
+
 LATEST_END_SECONDS = 20
 
 
@@ -88,6 +90,25 @@ def serving(script: Script | Sequence[Answer]) -> Iterator[ScriptedServer]:
         thread.join(LATEST_END_SECONDS)
 
 
+@contextmanager
+def between(root: str, held: Callable[[Asked], bool]) -> Iterator[ScriptedServer]:
+    """A server between a worker and its service, which lets no request pass that is to be held."""
+    passed = ("content-type", "link", "pending-jobs", "retry-after")
+
+    def forward(asked: Asked) -> Answer:
+        if held(asked):
+            return Answer(hold=True)
+        headers = {} if asked.authorization is None else {"Authorization": asked.authorization}
+        body = {} if asked.body is None else {"json": asked.body}
+        path = root + asked.path
+        answer = httpx.request(asked.method, path, params=asked.query, headers=headers, timeout=70, **body)
+        kept = {name: value for name, value in answer.headers.items() if name in passed}
+        return Answer(answer.status_code, answer.content, kept)
+
+    with serving(forward) as server:
+        yield server
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = LATEST_END_SECONDS
@@ -99,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(
             self.command,
             url.path,
-            {key: values[-1] for key, values in parse_qs(url.query).items()},
+            {key: ",".join(values) for key, values in parse_qs(url.query).items()},
             self.headers.get("Authorization"),
             json.loads(body) if body else None,
             self.headers,

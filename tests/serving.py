@@ -20,7 +20,7 @@ from job_api.client import Client
 from job_api.main import PASSWORD_FILE
 
 PROGRAM = str(Path(sys.executable).with_name("job-api"))
-START_SECONDS = 30.0
+START_SECONDS = 90.0
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:

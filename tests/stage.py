@@ -23,6 +23,7 @@ RUN = {
     "engine_version": "2.8.1",
     "weights": "tiny",
     "weights_sha256": SHA256,
+    "prepared": SHA256,
     "snapshot": "abc",
 }
 ROW = {
@@ -44,9 +45,29 @@ ROW = {
     "inchikey": "LFQSCWFLJHTTHZ-UHFFFAOYSA-N",
     "formula": "C2H6O",
     "flags": ["charged"],
+    "normalized_smiles": "CCO",
+    "molecular_weight": 46.07,
+    "fragments": 1,
+    "sequence": "01",
+    "sub_sequence": "1",
+    "part": "left",
+    "tokens": ["C", "C", "O"],
+    "token_probabilities": [0.9, 0.9, 0.9],
     "error_message": "none",
     "duration_ms": 1,
 }
+REVIEW = {
+    "directory": "GET :v4:{project}:jobs:{job_id}:results",
+    "job_id": None,
+    "image": "1.png",
+    "engine": "decimer",
+    "review_status": "corrected",
+    "corrected_smiles": "CCN",
+    "note": "looked at",
+    "smiles": "CCO",
+}
+COMPUTED = ("is_valid", "canonical_smiles", "normalized_smiles", "inchikey", "formula", "molecular_weight", "fragments")
+CHEMISTRY = {name: ROW[name] for name in (*COMPUTED, "flags", "image", "engine", "sequence", "sub_sequence", "part")}
 CLAIM = {
     "worker_id": WORKER,
     "claim_key": "another",
@@ -66,7 +87,7 @@ LOG_LINE = {
     "lease_seq": 1,
     "image": "a/1.png",
 }
-TOKEN = {"name": "n", "role": "read", "project": PROJECT, "expires_in_seconds": 60}
+TOKEN = {"name": "n", "role": "worker", "project": PROJECT, "expires_in_seconds": 60}
 
 BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v4": None,
@@ -76,6 +97,8 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v4/users": None,
     "GET /v4/workers": None,
     "GET /v4/{project}": None,
+    "GET /v4/{project}/failures": None,
+    "GET /v4/{project}/directories": None,
     "GET /v4/{project}/jobs": None,
     "GET /v4/{project}/jobs/{job_id}": None,
     "GET /v4/{project}/jobs/{job_id}/images-done": None,
@@ -83,6 +106,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "GET /v4/{project}/jobs/{job_id}/results-done": None,
     "GET /v4/{project}/logs": None,
     "GET /v4/{project}/results": None,
+    "GET /v4/{project}/reviews": None,
     "PUT /v4/users/{name}": {"password": "a long password", "role": "read", "project": PROJECT},
     "PUT /v4/{project}": {
         "source": "file:///data",
@@ -92,7 +116,12 @@ BODIES: dict[str, dict[str, Any] | None] = {
         "max_failures": 3,
         "results_file": True,
         "image_name_pattern": r"_(?P<sequence>\d+)",
+        "image_include": ["*.png"],
+        "image_exclude": ["*_middle.png"],
+        "keep_tokens": True,
+        "price_per_worker_hour": 0.5,
     },
+    "PUT /v4/{project}/reviews": {"reviews": [REVIEW, REVIEW | {"directory": None, "job_id": 1}]},
     "POST /v4/claim": CLAIM | {"claim_key": "yet-another"},
     "POST /v4/token": TOKEN,
     "POST /v4/tokens": TOKEN,
@@ -117,6 +146,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
             "text": "x",
             "reason": "storage",
             "ids": [1],
+            "failure": "job-0123456789ab",
         },
         "statuses": ["recognised"],
         "dry_run": False,
@@ -132,6 +162,7 @@ BODIES: dict[str, dict[str, Any] | None] = {
     "POST /v4/{project}/jobs/{job_id}/results": HELD | {"run": RUN, "rows": [ROW]},
     "POST /v4/{project}/jobs/{job_id}/retry": None,
     "POST /v4/{project}/pause": None,
+    "POST /v4/{project}/results/chemistry": {"rows": [CHEMISTRY | {"job_id": 1, "seq": 1}]},
     "POST /v4/{project}/resume": None,
     # What ends things comes last.
     "DELETE /v4/tokens/{token_id}": None,
@@ -193,7 +224,8 @@ class Stage:
 
     def content(self) -> dict[str, Any]:
         """All rows of the tables that a request may change."""
-        tables = ("users", "tokens", "projects", "jobs", "attempts", "results", "provenances", "workers", "log_lines")
+        tables = ["users", "tokens", "projects", "jobs", "attempts", "results", "reviews", "provenances", "workers"]
+        tables.append("log_lines")
         return {table: self.service.sql(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables}  # noqa: S608
 
 
@@ -218,5 +250,5 @@ def open_stage(service: RunningService, http: httpx.Client) -> Stage:
     holder.complete(leases[job_ids[jobs + "rerun"]], 1, "a/1.png")
     holder.post(leases[job_ids["GET /v4/{project}/jobs/{job_id}/results"]], "1.png")
     Holder(holder.client, LEAVING).heartbeat()
-    doomed = admin.new_token(schemas.NewToken(name="doomed", role=schemas.Role.READ))
+    doomed = admin.new_token(schemas.NewToken(name="doomed", role=schemas.Role.WORKER))
     return Stage(service, http, routes, service.token("worker"), job_ids, doomed.id)

@@ -5,7 +5,7 @@ import logging
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 
 from job_api import schemas
 from job_api.auth import FAILED_LOGINS_OF_HOST_PER_MINUTE, FAILED_LOGINS_PER_MINUTE
-from job_api.client import ApiError, Client, Refused
+from job_api.client import ApiError, Client, NotFound, Refused
 from job_api.main import PASSWORD_FILE
 from job_api.schemas import NewToken, NewUser, Role
 from tests.openapi import kind_of
@@ -42,7 +42,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def get(service: RunningService, headers: dict[str, str] | None = None, path: str = "/v4") -> httpx.Response:
-    return httpx.get(service.root + path, headers=headers)
+    return httpx.get(service.root + path, headers=headers, timeout=60)
 
 
 def token_of(service: RunningService, name: str, password: str = PASSWORD, **wanted: object) -> httpx.Response:
@@ -222,15 +222,15 @@ def test_guesses_made_at_once_are_limited_as_well(service: RunningService) -> No
 
 
 def test_the_first_password_lies_in_a_file_of_its_owner_alone(
-    start_service: ServiceStarter, caplog: pytest.LogCaptureFixture
+    start_service: ServiceStarter, make_database: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = start_service()
+    service = start_service(database_url=make_database())
     file = Path(service.settings.data_dir) / PASSWORD_FILE
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert len(service.admin_password) >= 20
     assert get(service, basic("admin", service.admin_password)).status_code == 200
     assert str(file) in caplog.text
-    assert start_service().admin_password != service.admin_password
+    assert start_service(database_url=make_database()).admin_password != service.admin_password
     file.unlink()
     start_service(database_url=service.database_url)
     assert not file.exists(), "an administrator is made once"
@@ -243,9 +243,9 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 
 def test_no_secret_is_in_any_log_line_answer_or_table(
-    log: pytest.LogCaptureFixture, start_service: ServiceStarter
+    log: pytest.LogCaptureFixture, start_service: ServiceStarter, make_database: Callable[[], str]
 ) -> None:
-    service = start_service()
+    service = start_service(database_url=make_database())
     admin = service.client("admin")
     answers = []
     for name, password in (("admin", "wrong password"), ("nobody", PASSWORD), ("admin", service.admin_password)):
@@ -341,3 +341,82 @@ def test_wrong_names_are_limited_too(service: RunningService) -> None:
         for number in range(FAILED_LOGINS_OF_HOST_PER_MINUTE + 1)
     ]
     assert [answer.status_code for answer in answers] == [401] * FAILED_LOGINS_OF_HOST_PER_MINUTE + [429]
+
+
+# --- what the role submit may do with tokens ---
+
+
+def test_submit_makes_tokens_of_workers_and_no_others(service: RunningService, admin: Client) -> None:
+    submit = service.client("submit")
+    made = submit.new_token(NewToken(name="fleet", role=Role.WORKER, project=PROJECT, expires_in_seconds=3600))
+    assert (made.role, made.project, made.username) == (Role.WORKER, PROJECT, None)
+    assert made.expires_at is not None
+    assert get(service, bearer(made.token)).json()["caller"]["role"] == "worker"
+    for role in (None, Role.ADMIN, Role.SUBMIT, Role.READ):
+        with pytest.raises(Refused, match="only make tokens of the role worker"):
+            submit.new_token(NewToken(name="more", role=role, project=PROJECT))
+    for lesser in ("read", "worker"):
+        with pytest.raises(Refused, match="needs the role submit"):
+            service.client(lesser).new_token(NewToken(name="more", role=Role.WORKER))
+    assert [token.name for token in submit.tokens()] == ["fleet", "test-worker"]
+
+
+@pytest.mark.parametrize("role", ["submit", "admin"])
+def test_a_login_of_one_project_rules_the_tokens_of_its_workers_alone(
+    service: RunningService, admin: Client, role: str
+) -> None:
+    others = [
+        admin.new_token(NewToken(name="another project's", role=Role.WORKER, project=OTHER)),
+        admin.new_token(NewToken(name="of all projects", role=Role.WORKER)),
+        admin.new_token(NewToken(name="a reader's", role=Role.READ, project=PROJECT)),
+    ]
+    bound = service.client(role, PROJECT)
+    mine = bound.new_token(NewToken(name="mine", role=Role.WORKER))
+    assert mine.project == PROJECT, "and not one of all projects"
+    with pytest.raises(Refused, match=f"only see the project {PROJECT}"):
+        bound.new_token(NewToken(name="theirs", role=Role.WORKER, project=OTHER))
+    with pytest.raises(Refused, match="only make tokens of the role worker"):
+        bound.new_token(NewToken(name="more", role=Role.READ))
+    assert [token.name for token in bound.tokens()] == ["mine"]
+    for other in others:
+        with pytest.raises(ApiError, match="that you may revoke"):
+            bound.revoke_token(other.id)
+        assert get(service, bearer(other.token)).status_code == 200
+    bound.revoke_token(mine.id)
+    assert kind_of(get(service, bearer(mine.token))) == "unauthenticated"
+    bound.revoke_token(mine.id)
+
+
+def test_sessions_of_users_are_none_of_submits(service: RunningService, admin: Client) -> None:
+    admin.put_user("robot", NewUser(password=PASSWORD, role=Role.WORKER))
+    session = schemas.IssuedToken.model_validate(token_of(service, "robot").json())
+    submit = service.client("submit")
+    assert session.id not in {token.id for token in submit.tokens()}
+    with pytest.raises(ApiError, match="that you may revoke"):
+        submit.revoke_token(session.id)
+    assert session.id in {token.id for token in admin.tokens()}
+
+
+# --- asking about a project ---
+
+
+def test_what_engine_a_project_wants_is_told_with_it_and_not_without(service: RunningService, admin: Client) -> None:
+    options = {"hand_drawn": True}
+    admin.put_project(OTHER, schemas.ProjectSettings(engine_options=options))
+    wanted = service.client("worker").server(OTHER).project_engine
+    assert wanted == schemas.ProjectEngine(engine="decimer", engine_options=options)
+    assert service.client("worker").server().project_engine is None
+
+
+def test_whether_there_is_a_project_that_one_may_see_is_told_to_any_role(
+    service: RunningService, admin: Client
+) -> None:
+    for role in Role:
+        caller = service.client(role).server(PROJECT).caller
+        assert caller == schemas.Caller(name=f"token 'test-{role}'", role=role, project=None)
+        with pytest.raises(NotFound, match="no project 'elsewhere'"):
+            service.client(role).server("elsewhere")
+        with pytest.raises(Refused, match=f"only see the project {PROJECT}"):
+            service.client(role, PROJECT).server(OTHER)
+        with pytest.raises(Refused, match=f"only see the project {PROJECT}"):
+            service.client(role, PROJECT).server("elsewhere")

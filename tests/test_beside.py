@@ -1,11 +1,10 @@
 """Results beside the images: the file is right, and there before its job is completed; a failed write costs no row."""
 
 import json
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,25 @@ import pytest
 from job_api.client import ApiError, Client
 from job_api.schemas import EngineRun, JobState, ProjectSettings, ResultStatus
 from tests.emulators.buckets import Bucket
+from tests.engines import picture
 from tests.plugins.fleet import WorkerStarter
 from tests.plugins.holder import LEASE, Holder
-from tests.plugins.model import DrawnSamples
 from tests.plugins.service import RunningService
-from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
+from tests.scripted import Answer, Asked, between, problem, serving
 from tests.serving import wait_for
 from uworker.beside import Scribe
 from uworker.holding import Batch, Ending, Holding
 from uworker.keeper import Keeper
 from uworker.results_file import FILE_NAME
 from uworker.settings import WorkerSettings
+from uworker.sources import Sources
 from uworker.targets import LocalTarget
 
 PROJECT = "patents"
 DIRECTORY = "Name (Author 2019)/output #1"
 PATTERN = r"sequence_(?P<sequence>\d+)_(?P<part>[a-z]+)"
 PLAN = {"processes": "1", "threads_per_process": "2"}
+WANTED = ProjectSettings(results_file=True, image_name_pattern=PATTERN, engine="pixel")
 SHORT_LEASE = pytest.mark.service(lease_seconds=2, heartbeat_seconds=0.4, sweep_seconds=0.1)
 
 
@@ -41,13 +42,12 @@ def admin(service: RunningService) -> Client:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, samples: DrawnSamples) -> Path:
-    """A directory below the source with four images that the model knows and one that is none."""
+def folder(tmp_path: Path) -> Path:
+    """A directory below the source with four images for the engine "pixel" and one that is none."""
     folder = tmp_path / "source" / DIRECTORY
     (folder / "more").mkdir(parents=True)
-    drawn = [item for item in samples.items if item.smiles][:4]
-    for name, item in zip(("sequence_10_left", "sequence_2_left", "sequence_2_right", "more/x"), drawn, strict=True):
-        shutil.copyfile(item.path, folder / f"{name}{item.path.suffix}")
+    for atoms, name in enumerate(("sequence_10_left", "sequence_2_left", "sequence_2_right", "more/x"), start=1):
+        (folder / f"{name}.png").write_bytes(picture(atoms))
     (folder / "sequence_03_left.png").write_text("no image at all")
     return folder
 
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, samples: DrawnSamples) -> Path:
 def submit(admin: Client, tmp_path: Path) -> int:
     """A project that wants its results beside the images, with one job; returns the job's id."""
     source = (tmp_path / "source").as_uri()
-    admin.put_project(PROJECT, ProjectSettings(source=source, results_file=True, image_name_pattern=PATTERN))
+    admin.put_project(PROJECT, WANTED.model_copy(update={"source": source}))
     admin.add_jobs(PROJECT, [DIRECTORY])
     [job] = admin.jobs(PROJECT)
     return job.id
@@ -136,7 +136,7 @@ def test_a_file_lies_beside_the_images_in_object_storage(
     images = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     azure_bucket.fill({f"top 1/{DIRECTORY}/{name}": data for name, data in images.items()})
     source = f"{azure_bucket.url}/top%201"
-    admin.put_project(PROJECT, ProjectSettings(source=source, results_file=True, image_name_pattern=PATTERN))
+    admin.put_project(PROJECT, WANTED.model_copy(update={"source": source}))
     admin.add_jobs(PROJECT, [DIRECTORY])
     for name, value in azure_bucket.environment.items():
         monkeypatch.setenv(name, value)
@@ -158,25 +158,6 @@ def test_a_project_that_does_not_want_it_gets_none(
     assert worker.wait() == 0, worker.log
     assert admin.job(PROJECT, job_id).state is JobState.COMPLETED
     assert names(folder) == set()
-
-
-@contextmanager
-def between(root: str, held: Callable[[Asked], bool]) -> Iterator[ScriptedServer]:
-    """A server between a worker and its service, which lets no request pass that is to be held."""
-    passed = ("content-type", "link", "pending-jobs", "retry-after")
-
-    def forward(asked: Asked) -> Answer:
-        if held(asked):
-            return Answer(hold=True)
-        headers = {} if asked.authorization is None else {"Authorization": asked.authorization}
-        body = {} if asked.body is None else {"json": asked.body}
-        path = root + asked.path
-        answer = httpx.request(asked.method, path, params=asked.query, headers=headers, timeout=70, **body)
-        kept = {name: value for name, value in answer.headers.items() if name in passed}
-        return Answer(answer.status_code, answer.content, kept)
-
-    with serving(forward) as server:
-        yield server
 
 
 @SHORT_LEASE
@@ -286,7 +267,7 @@ class Writing:
         self.client = Client(root, token="t", retry_seconds=0)
         settings = WorkerSettings(job_api_root=root, job_api_token="t")
         self.changed = threading.Event()
-        self.scribe = Scribe(self.client, settings, self.changed.set)
+        self.scribe = Scribe(self.client, Sources(settings), self.changed.set)
         given = {"source": source.as_uri(), "results_file": True, **lease}
         self.holding = Holding(LEASE.model_copy(update=given), "w-1")
         self.holding.image_count = 1

@@ -22,6 +22,7 @@ COMMANDS = [
     "serve",
     "migrate",
     "status",
+    "project",
     "projects",
     "jobs",
     "workers",
@@ -32,6 +33,8 @@ COMMANDS = [
     "job",
     "worker",
     "act",
+    "review",
+    "enrich",
 ]
 BELOW = ["user add", "user list", "user delete", "token add", "token list", "token revoke"]
 BELOW += ["job show", "job retry", "job cancel", "job rerun", "job force-release"]
@@ -138,17 +141,72 @@ def test_format_must_be_known() -> None:
 
 
 def test_status_of_a_project(patents: RunningService) -> None:
-    table = shown("status", "patents", service=patents, role="read")
-    counts = {key.strip(): value for key, value in re.findall(r"^([ \w]+?) {2,}(\S+)", table, re.MULTILINE)}
-    assert counts["jobs completed"] == counts["jobs claimed"] == counts["jobs queued"] == "1"
-    assert counts["images stored"] == "2"
-    assert counts["recognised"] == counts["not recognised"] == "1"
-    assert counts["source"] == "file:///data/patents"
+    failed = job_ids(patents)["left"]
+    patents.client().put_project("patents", schemas.ProjectSettings(price_per_worker_hour=0.5))
+    patents.sql("UPDATE jobs SET failures = 2, reason = 'storage', message = 'away\x1b[31m' WHERE id = $1", failed)
+    # As if a worker had needed half an hour for the two images.
+    patents.sql("DELETE FROM project_usage")
+    patents.sql("INSERT INTO project_usage SELECT id, 1800, 1800 FROM projects")
+    text = shown("status", "patents", service=patents, role="read")
+    said = {key.strip(): value.strip() for key, value in re.findall(r"^([ \w/]+?) {2,}(\S.*)$", text, re.MULTILINE)}
+    assert said["jobs"] == "3: 1 queued, 0 waiting, 1 claimed, 1 completed, 0 failed, 0 cancelled"
+    assert said["images"] == "2: 1 recognised, 1 not recognised"
+    assert said["source"] == "file:///data/patents"
+    assert "0.00 overall" in said["images/s"]
+    assert re.match(r"0\.25\d\d so far, 12[5-9]\.\d\d for 1,000 images", said["cost"])
+    assert re.search(r"assuming +0.5 for each hour in which a worker held leases", text)
+    assert "time to go" in text
+    slowest, failing = re.findall(
+        r"^job +(?:slowest|failing) directories .*?(?=^job|\Z)", text, re.MULTILINE | re.DOTALL
+    )
+    assert re.search(r"^\d+ +held +claimed +0:00:0\d +0 +w1", slowest, re.MULTILINE)
+    assert re.search(r"^\d+ +Name \(Author 1999\) \[R1\] +completed +0:00:0\d +2 +w1", slowest, re.MULTILINE)
+    assert re.search(rf"^{failed} +left +queued +2 +storage +away\\x1b\[31m", failing, re.MULTILINE)
+    assert "held" not in failing
+
+
+def test_settings_of_a_project_are_shown_and_changed(service: RunningService) -> None:
+    def settings(*options: object) -> dict[str, str]:
+        text = shown("project", "patents", *options, service=service, role="submit")
+        return {key: value.strip() for key, value in re.findall(r"^(\w+(?: \w+)*) {2,}(.*)$", text, re.MULTILINE)}
+
+    assert "HTTP 404" in failure("project", "patents", service=service)
+    assert "needs a source" in failure("project", "patents", "--keep-tokens", service=service)
+    assert settings("--source", "file:///data")["keep tokens"] == "no"
+    changes = ["--engine", "osra", "--priority", 2, "--max-failures", 5, "--results-file", "--keep-tokens", "--pause"]
+    changes += ["--image-include", "*_left.png", "--image-include", "*.jpg", "--image-exclude", "*_middle.png"]
+    changed = settings(*changes, "--image-name-pattern", r"_(?P<part>\w+)", "--price-per-worker-hour", 0.4)
+    assert settings() == changed
+    assert {
+        "source": "file:///data",
+        "engine": "osra",
+        "priority": "2",
+        "max failures": "5",
+        "results file": "yes",
+        "keep tokens": "yes",
+        "paused": "yes",
+        "image include": "*_left.png, *.jpg",
+        "image exclude": "*_middle.png",
+        "image name pattern": r"_(?P<part>\w+)",
+        "price per worker hour": "0.4",
+    }.items() <= changed.items()
+    back = settings("--image-include", "", "--no-keep-tokens", "--resume", "--price-per-worker-hour", 0)
+    names = ("image include", "keep tokens", "paused", "price per worker hour", "image exclude")
+    assert [back[name] for name in names] == ["", "no", "no", "", "*_middle.png"]
+    assert json.loads(shown("project", "patents", "--json", service=service))["engine"] == "osra"
+    wrong = failure("project", "patents", "--image-name-pattern", "(", service=service)
+    assert "image_name_pattern: " in wrong
+    assert "Value error" not in wrong
+    mixed = failure("project", "patents", "--image-include", "*.png", "--image-include", "", service=service)
+    assert "--image-include '' removes all patterns and stands alone" in mixed
+    assert "priority: Input should be less" in failure("project", "patents", "--priority", 5000, service=service)
+    assert "HTTP 403" in failure("project", "patents", "--pause", service=service, role="read")
 
 
 def test_status_as_json(patents: RunningService) -> None:
     document = schemas.ProjectStatus.model_validate_json(shown("status", "patents", "--json", service=patents))
     assert (document.jobs.completed, document.images.stored) == (1, 2)
+    assert run("status", "patents", "--json", "--watch", service=patents).exit_code == 2
 
 
 def test_status_of_all_projects(patents: RunningService) -> None:
@@ -284,7 +342,7 @@ def test_results_as_csv_file(patents: RunningService, tmp_path: Path) -> None:
         ("Name (Author 1999) [R1]", "a\u2028b.png", "C[R1]"),
         ("Name (Author 1999) [R1]", 'c "d",\ne.png', ""),
     ]
-    assert list(rows[0]) == list(schemas.Result.model_fields)
+    assert tuple(rows[0]) == schemas.DEFAULT_COLUMNS
     assert list(out.parent.iterdir()) == [out]
     assert result.stderr == f"2 rows in {out}; newer ones later: --since {rows[-1]['seq']}\n"
 

@@ -596,6 +596,19 @@ def test_broken_csv_is_taken_up_byte_for_byte(piece: bytes) -> None:
     assert server.asked[1].query == {"format": "csv", "since": "2"}
 
 
+def test_broken_download_of_some_columns_is_taken_up_by_a_column_that_is_not_shown() -> None:
+    records = [b"seq,image,smiles\n", b'1,"a\n""b",C\n', b"2,c,N\n"]
+    answers = [Answer(200, b"".join(records[:2]) + b'2,"', cut=True), Answer(200, records[0] + records[2])]
+    with serving([*answers, Answer(200, records[0])]) as server, client_of(server) as client:
+        got = list(client.export_records("p", schemas.ExportFormat.CSV, columns=["image", "smiles"]))
+    assert got == [(None, b"image,smiles\n"), (1, b'"a\n""b",C\n'), (2, b"c,N\n")]
+    lines = [b'{"seq":1,"image":"a\\"seq\\":1,"}\n', b'{"seq":2,"image":null}\n']
+    answers = [Answer(200, lines[0] + lines[1][:8], cut=True), Answer(200, lines[1]), Answer(200, b"")]
+    with serving(answers) as server, client_of(server) as client:
+        assert list(client.results("p", columns="image")) == [{"image": 'a"seq":1,'}, {"image": None}]
+    assert [asked.query.get("since") for asked in server.asked] == [None, "1", "2"]
+
+
 def test_empty_exports_are_whole() -> None:
     with serving([Answer(200, b""), Answer(200, b"seq,image\r\n")]) as server, client_of(server) as client:
         assert list(client.results("p")) == []

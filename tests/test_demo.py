@@ -98,8 +98,12 @@ def _plain(awkward: dict[str, Awkward]) -> dict[str, tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_stops_all_it_started(tmp_path: Path, data_dir: Path, number: signal.Signals) -> None:
-    demo = start(tmp_path, TMPDIR=short_tmp(data_dir))
+def test_an_interrupted_demo_stops_all_it_started(
+    tmp_path: Path, data_dir: Path, samples: DrawnSamples, miniature_home: Path, number: signal.Signals
+) -> None:
+    # On images that need no model to be built first.
+    more = {"PYSTOW_HOME": str(miniature_home), "TMPDIR": short_tmp(data_dir)}
+    demo = start(tmp_path, "--images", str(samples.root), **more)
     wait_for(lambda: any("uworker.recogniser" in " ".join(p.cmdline()) for p in family(demo) if not is_gone(p)), 120)
     started = family(demo)
     demo.send_signal(number)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from job_api import schemas
 from job_api.cli import app
 from job_api.cli.destinations import BLOCK_BYTES, destination
-from job_api.client import Client, Unreachable
+from job_api.client import Client, ClientError, Unreachable
 from tests.emulators.azurite import Azurite
 from tests.emulators.buckets import Bucket
 from tests.emulators.relay import Hang, Relay
@@ -129,6 +129,25 @@ def test_file_url_is_a_file(service: RunningService, tmp_path: Path) -> None:
     assert result.stderr.startswith(f"2 rows in {out}; newer ones later: --since ")
     assert out.read_bytes().startswith(b"seq,")
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_is_no_file_is_written_into_and_a_link_stays_one(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.csv"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    destination(str(fifo)).write([b"seq\r\n", b"1\r\n"])
+    assert os.read(reader, 100) == b"seq\r\n1\r\n"
+    os.close(reader)
+    assert fifo.is_fifo()
+    link = tmp_path / "link.csv"
+    link.symlink_to("elsewhere/out.csv")
+    (tmp_path / "elsewhere").mkdir()
+    for rows in (b"1", b"2"):
+        destination(str(link)).write([rows])
+        assert link.is_symlink()
+        assert [(path.name, path.read_bytes()) for path in (tmp_path / "elsewhere").iterdir()] == [("out.csv", rows)]
+    with pytest.raises(ClientError, match=r"cannot write \.: Is a directory"):
+        destination(".").write([b"1"])
 
 
 # --- or not there ---
@@ -271,6 +290,7 @@ def test_missing_credential_and_project_are_told_before_anything_is_written(
         ("s3://images", "names no object"),
         ("s3://images/results.csv/", "names no object"),
         ("s3://images/results", "--format csv"),
+        ("", "no name; write a path"),
     ],
 )
 def test_output_that_makes_no_sense_is_told_at_once(output: str, said: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 from typer.main import get_command
 
 from job_api.cli import app
+from job_api.schemas import KnownFlag, Result
 from job_api.settings import Settings
 from uworker.images import IMAGE_ENDINGS
 from uworker.settings import WorkerSettings
@@ -36,10 +37,21 @@ def test_no_setting_is_documented_that_is_not_there() -> None:
     known = {f"JOB_API_{name.upper()}" for name in Settings.model_fields}
     known |= {f"UWORKER_{name.upper()}" for name in WorkerSettings.model_fields}
     known |= {"JOB_API_ROOT", "JOB_API_USERNAME", "JOB_API_PASSWORD", "JOB_API_TOKEN"}
-    planned = {"UWORKER_ENGINE_COMMAND"}
     for document in DOCUMENTS:
         named = set(re.findall(r"\b(?:UWORKER|JOB_API)_[A-Z][A-Z0-9_]*[A-Z0-9]\b", document.read_text()))
-        assert named - known - planned == set(), document.name
+        assert named - known == set(), document.name
+
+
+def test_every_column_of_a_result_is_documented_in_its_order() -> None:
+    page = text("docs/results.md").partition("## The columns")[2].partition("\n##")[0]
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[1].strip(" `") for row in rows] == list(Result.model_fields)
+    assert all(row[2].strip() and row[3].strip() for row in rows)
+
+
+def test_every_flag_is_documented() -> None:
+    page = text("docs/results.md").partition("### Flags")[2].partition("\n##")[0]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(KnownFlag)
 
 
 def test_the_endings_of_images_are_documented() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from job_api.client import Client
-from job_api.schemas import JobState, ProjectSettings
+from job_api.schemas import JobState
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, serving
@@ -57,7 +57,8 @@ class AzureMetadata:
 
 
 def event(kind: str = "Preempt", resources: Sequence[str] = (MACHINE,), **given: Any) -> dict[str, Any]:
-    not_before = format_datetime(datetime.now(UTC) + timedelta(minutes=15), usegmt=True)
+    # Longer than all tests take: some are made before the first of them begins.
+    not_before = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
     return {
         "EventId": "A123BC45-1234-5678-AB90-ABCDEF123456",
         "EventType": kind,
@@ -425,7 +426,7 @@ def test_neither_a_proxy_nor_a_redirect_leads_elsewhere(watch: Watcher, monkeypa
 
 def submit(service: RunningService, corpus: Corpus) -> Client:
     admin = service.client("admin")
-    admin.put_project(PROJECT, ProjectSettings(source=corpus.source))
+    admin.put_project(PROJECT, corpus.project)
     admin.add_jobs(PROJECT, corpus.directories)
     return admin
 
@@ -463,9 +464,9 @@ def assert_left_in_order(service: RunningService, admin: Client, corpus: Corpus)
 
 @pytest.mark.parametrize("cloud", KINDS)
 def test_an_evicted_worker_leaves_in_order(
-    service: RunningService, long_corpus: Corpus, start_worker: WorkerStarter, cloud: str
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter, cloud: str
 ) -> None:
-    admin = submit(service, long_corpus)
+    admin = submit(service, paced_corpus)
     metadata = KINDS[cloud]()
     with serving(metadata) as server:
         worker, evicted_at = evict(service, admin, start_worker, metadata, server)
@@ -473,7 +474,7 @@ def test_an_evicted_worker_leaves_in_order(
         assert worker.wait(GONE_SECONDS) == 0, worker.log
         assert time.monotonic() - evicted_at < GONE_SECONDS
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
-    assert_left_in_order(service, admin, long_corpus)
+    assert_left_in_order(service, admin, paced_corpus)
     assert NAMED[cloud] in worker.log
     [line] = [line for line in admin.logs(level="warning") if NAMED[cloud] in line.message]
     assert line.worker_id == next(admin.workers()).id
@@ -486,23 +487,24 @@ def test_an_evicted_worker_leaves_in_order(
 
 
 def test_a_sigterm_that_follows_a_notice_changes_nothing(
-    service: RunningService, long_corpus: Corpus, start_worker: WorkerStarter
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
     # Google Cloud presses the power button at the very moment of its notice.
-    admin = submit(service, long_corpus)
+    admin = submit(service, paced_corpus)
     metadata = GcpMetadata()
     with serving(metadata) as server:
         worker, _ = evict(service, admin, start_worker, metadata, server)
         wait_for(lambda: NAMED["gcp"] in worker.log, GONE_SECONDS)
         worker.send(signal.SIGTERM)
         assert worker.wait(GONE_SECONDS) == 0, worker.log
-    assert_left_in_order(service, admin, long_corpus)
+    assert_left_in_order(service, admin, paced_corpus)
 
 
 @pytest.mark.parametrize("trouble", ["another machine's event", "a service that fails", "a service that hangs"])
 def test_a_worker_that_is_not_evicted_works_on(
-    service: RunningService, corpus: Corpus, start_worker: WorkerStarter, trouble: str
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter, trouble: str
 ) -> None:
+    corpus = paced_corpus.part(2)
     admin = submit(service, corpus)
     metadata = AzureMetadata([event(resources=["spot_6"])])
 

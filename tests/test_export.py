@@ -17,7 +17,8 @@ import pytest
 from job_api import schemas
 from job_api.client import ApiError, Client, Unreachable
 from job_api.db import Database
-from job_api.export import MAX_EXPORTS, MAX_JOB_ROWS, MAX_PAGE_BYTES, Export, Exports, Selection
+from job_api.export import MAX_EXPORTS, MAX_JOB_ROWS, MAX_PAGE_BYTES, Export, Exports
+from job_api.export_sql import Selection
 from job_api.routes.exports import ExportResponse
 from job_api.schemas import NEXT_SINCE_HEADER, ExportFormat, ProjectSettings, ResultStatus
 from tests.plugins.holder import Holder, result
@@ -95,11 +96,21 @@ def test_every_field_and_odd_name_comes_back_as_it_was_sent(worker: Holder, admi
         formula="CH4",
         flags=["has_rgroup", "truncated"],
         duration_ms=1234,
+        normalized_smiles="*C",
+        molecular_weight=16.043,
+        fragments=1,
+        sequence="01",
+        sub_sequence="1",
+        part="left",
+        tokens=["C", '[C@@H]"', ","],
+        token_probabilities=[1.0, 0.5, 0.25],
     )
     bad = result("bad.png", "unreadable", error_message='line 1\nline "2", and\ttab')
-    run = {"engine_version": "2.8.1", "weights": "miniature", "weights_sha256": "cd" * 32, "snapshot": "abc-dirty"}
+    run = {"engine_version": "2.8.1", "weights": "miniature", "weights_sha256": "cd" * 32, "prepared": "ef" * 32}
+    run |= {"snapshot": "abc-dirty"}
     worker.post(lease, rows=[full, bad, *map(result, ODD_NAMES)], **run)
-    rows = {row["image"]: row for row in exported(admin)}
+    columns = list(schemas.Result.model_fields)
+    rows = {row["image"]: row for row in exported(admin, columns=columns)}
     assert set(rows) == {"full.png", "bad.png", *ODD_NAMES}
     got = rows["full.png"]
     for name, value in full.model_dump(mode="json").items():
@@ -107,10 +118,11 @@ def test_every_field_and_odd_name_comes_back_as_it_was_sent(worker: Holder, admi
     assert {name: got[name] for name in run} == run
     assert (got["worker_id"], got["job_id"], got["lease_seq"], got["run"]) == (worker.worker_id, lease.job_id, 1, 1)
     assert (got["project"], got["directory"]) == (PROJECT, "Größe & Söhne (Müller 2019)")
-    with admin.export(PROJECT, format="csv") as answer:
+    assert all(tuple(row) == schemas.DEFAULT_COLUMNS for row in exported(admin))
+    with admin.export(PROJECT, format="csv", columns=columns) as answer:
         text = answer.read().decode()
     table = {row["image"]: row for row in csv.DictReader(io.StringIO(text, newline=""))}
-    assert list(next(csv.reader(io.StringIO(text)))) == list(schemas.Result.model_fields)
+    assert list(next(csv.reader(io.StringIO(text)))) == columns
     for image, row in rows.items():
         for name, value in row.items():
             text_value = table[image][name]
@@ -120,6 +132,10 @@ def test_every_field_and_odd_name_comes_back_as_it_was_sent(worker: Holder, admi
                 assert text_value == str(value).lower()
             elif isinstance(value, float):
                 assert float(text_value) == value
+            elif name == "tokens":
+                assert json.loads(text_value) == value
+            elif name == "token_probabilities":
+                assert [float(number) for number in text_value.split(";")] == value
             elif isinstance(value, list):
                 assert text_value.split(";") == value or (not value and text_value == "")
             else:
@@ -270,6 +286,28 @@ def test_a_page_of_large_rows_is_read_again_with_fewer(service: RunningService, 
     assert len(exported(admin)) == 1_003
 
 
+def test_a_download_that_is_given_up_harms_no_other_request(service: RunningService, admin: Client) -> None:
+    seed(service, "a", 1_000)
+    selection = Selection(1, ExportFormat.CSV)
+
+    async def give_up_and_ask() -> None:
+        # One connection, so that whoever asks next gets the one on which a page was being read.
+        database = Database(service.settings.model_copy(update={"pool_size": 1}))
+        await database.open()
+        try:
+            for step in range(100):
+                reading = asyncio.create_task(Exports().read(database, selection, 0, 1_000, 1_000))
+                await asyncio.sleep(step / 10_000)
+                reading.cancel()
+                await asyncio.wait([reading])
+                async with database.connection() as connection:
+                    assert await connection.fetchval("SELECT 1") == 1
+        finally:
+            await database.close()
+
+    run(give_up_and_ask())
+
+
 def raw_export(service: RunningService, stack: ExitStack) -> httpx.Response:
     """An export of which nothing is read yet, uncompressed."""
     http = stack.enter_context(httpx.Client(timeout=20, headers={"Accept-Encoding": "identity"}))
@@ -318,7 +356,7 @@ def test_a_client_that_takes_nothing_is_cut_off(caplog: pytest.LogCaptureFixture
     assert "took nothing" in caplog.text
 
 
-@pytest.mark.parametrize("export_format", list(ExportFormat))
+@pytest.mark.parametrize("export_format", [ExportFormat.CSV, ExportFormat.JSONL])
 def test_a_database_that_goes_away_breaks_the_stream_visibly_and_the_client_goes_on(
     service: RunningService, admin: Client, export_format: ExportFormat
 ) -> None:

@@ -72,6 +72,14 @@ def test_kinds_without_end_do_not_fill_the_memory(holding: Holding) -> None:
     assert len(faults._seen) <= MAX_KINDS
 
 
+def test_a_batch_that_failed_is_told_of_though_its_images_went_well(
+    holding: Holding, caplog: pytest.LogCaptureFixture
+) -> None:
+    note(FaultLog(), holding, {"status": "recognised", "smiles": "C"}, FAULT)
+    [record] = caplog.records
+    assert "a.png: its batch failed, and each of its images was tried alone" in record.getMessage()
+
+
 @pytest.mark.parametrize("status", ["crashed", "timeout"])
 def test_an_image_that_cost_its_process_is_always_named(
     holding: Holding, caplog: pytest.LogCaptureFixture, status: str
@@ -95,14 +103,11 @@ def test_images_that_fail_are_found_in_the_central_log(
     files = {"odd.png": engines.RAISE, "odd too.png": engines.RAISE, "poison.png": engines.KILL, "good.png": 3}
     (tmp_path / "root" / "a").mkdir(parents=True)
     for name, code in files.items():
-        (tmp_path / "root" / "a" / name).write_bytes(engines.picture(code))
-    # Makes the tests' engine known to this worker and its children under a name that a project can have.
-    register = f"import uworker.engines\nuworker.engines._LOADERS['pixel'] = {engines.NAME!r}\n"
-    (tmp_path / "sitecustomize.py").write_text(register)
+        (tmp_path / "root" / "a" / name).write_bytes(engines.picture(code) + name.encode())
     admin = service.client("admin")
     admin.put_project("patents", ProjectSettings(source=(tmp_path / "root").as_uri(), engine="pixel"))
     admin.add_jobs("patents", ["a"])
-    worker = start_worker(service.root, service.token("worker"), python_path=tmp_path, threads_per_process="1")
+    worker = start_worker(service.root, service.token("worker"), threads_per_process="1")
     assert worker.wait() == 0, worker.log
     statuses = {row["image"]: row["status"] for row in admin.results("patents")}
     failed = {"odd.png": "engine_error", "odd too.png": "engine_error", "poison.png": "crashed"}

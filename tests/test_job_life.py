@@ -30,7 +30,9 @@ from tests.plugins.holder import LEASE, Holder, result
 from tests.plugins.service import RunningService, ServiceThread
 from tests.serving import wait_for
 
-CLEAR = "TRUNCATE jobs, attempts, results, projects, project_slots, project_samples, workers, worker_failures"
+CLEAR = """
+TRUNCATE jobs, attempts, results, projects, project_slots, project_samples, project_usage, workers, worker_failures
+"""
 # Leases of the first list have run out, back-offs of the second are over, and no other back-off ends by itself.
 MOVE_CLOCK = """
 WITH ended AS (UPDATE jobs SET lease_expires_at = now() - interval '1 second' WHERE id = ANY($1::bigint[]))

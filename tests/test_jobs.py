@@ -128,7 +128,10 @@ def test_the_status_says_how_fast_and_how_long(service: RunningService, admin: C
     worker.complete(lease, 4, "1.png", "2.png", "3.png", "4.png")
     worker.post(worker.one(PROJECT), rows=[result("1.png", "blank")])
     # As if the first sample had been taken ten seconds ago.
-    service.sql("UPDATE project_samples SET sampled_at = now() - interval '10 seconds'")
+    service.sql(
+        "UPDATE project_samples SET sampled_at = now() - interval '10 seconds' "
+        "WHERE sampled_at = (SELECT min(sampled_at) FROM project_samples)"
+    )
     status = admin.project(PROJECT)
     assert status.images.model_dump() == {"stored": 5, "recognised": 4, "not_recognised": 1}
     assert status.images_per_second == pytest.approx(0.5, rel=0.2)

@@ -117,6 +117,14 @@ def test_web_server_without_directories_says_what_it_shows(
         list_directories(as_url(f"{web_server.address}/images"))
 
 
+def test_web_server_without_directories_is_asked_once() -> None:
+    index = b'<title>Index of /</title><a href="../">../</a><a href="1.png">1.png</a>'
+    with serving(lambda _: Answer(body=index, headers={"Content-Type": "text/html"})) as server:
+        with pytest.raises(CannotList, match=r"holds files, such as '1\.png', and no directory"):
+            list_directories(as_url(f"{server.root}/images"))
+        assert [asked.path for asked in server.asked] == ["/images/"]
+
+
 def test_web_server_that_is_busy_is_asked_again_and_one_that_wants_a_login_gets_that_of_its_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 from alembic import command
 
 from job_api import migrations, models
+from job_api.results import Provenances
+from job_api.schemas import EngineRun
 from job_api.settings import StartupError
 from tests.plugins.service import run
 from tests.serving import PROGRAM, environment, wait_for
@@ -170,3 +172,96 @@ def test_the_tables_have_the_settings_that_the_models_say(url: str) -> None:
     assert "autovacuum_vacuum_scale_factor=0.01" in wanted["jobs"]
     rows = fetch(url, "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND reloptions IS NOT NULL")
     assert {row["relname"]: sorted(row["reloptions"]) for row in rows} == wanted
+
+
+WAITS = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'provenances'::regclass AND NOT granted)"
+# As the code of revision 0005 finds a provenance, or makes one.
+FOUND_BY_0005 = """
+WITH made AS (
+    INSERT INTO provenances (worker_id, engine, engine_version, weights, weights_sha256, snapshot)
+    VALUES ('w', 'decimer', NULL, $1, NULL, NULL) ON CONFLICT DO NOTHING RETURNING id)
+SELECT id FROM made
+UNION ALL
+SELECT id FROM provenances
+WHERE worker_id = 'w' AND engine = 'decimer' AND engine_version IS NULL AND weights IS NOT DISTINCT FROM $1
+      AND weights_sha256 IS NULL AND snapshot IS NULL
+LIMIT 1
+"""
+
+
+async def found_by_0005(url: str, weights: str | None) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        number: int = await connection.fetchval(FOUND_BY_0005, weights)
+        return number
+    finally:
+        await connection.close()
+
+
+def found(url: str, prepared: str | None, weights: str | None = None) -> int:
+    """As this code does."""
+
+    async def ask() -> int:
+        async with asyncpg.create_pool(url, min_size=1) as pool, pool.acquire() as connection:
+            return await Provenances().find(connection, "w", EngineRun(weights=weights, prepared=prepared))
+
+    return run(ask())
+
+
+def test_older_code_and_this_find_the_same_provenances(url: str) -> None:
+    command.downgrade(migrations.config(url), "0005")
+    before = [run(found_by_0005(url, weights)) for weights in (None, "tiny")]
+    migrations.upgrade(url)
+    assert [run(found_by_0005(url, weights)) for weights in (None, "tiny")] == before
+    assert [found(url, None, weights) for weights in (None, "tiny")] == before
+    prepared = found(url, "ab" * 32)
+    assert prepared not in before
+    assert found(url, None) == before[0]
+    assert run(found_by_0005(url, None)) in (before[0], prepared)
+    new = run(found_by_0005(url, "other"))
+    assert found(url, None, "other") == new, "what older code makes has no prepared model"
+    assert fetch(url, "SELECT count(*)::int AS n FROM provenances") == [{"n": 4}]
+    with pytest.raises(asyncpg.UniqueViolationError, match="provenances_made_with_key"):
+        fetch(url, "INSERT INTO provenances (worker_id, engine) VALUES ('w', 'decimer')")
+
+
+def test_a_migration_to_prepared_models_that_broke_off_begins_anew(url: str) -> None:
+    command.downgrade(migrations.config(url), "0005")
+    number = run(found_by_0005(url, None))
+    fetch(url, "ALTER TABLE provenances ADD COLUMN prepared text", "SELECT 1")
+    fetch(url, "CREATE UNIQUE INDEX provenances_made_with_key ON provenances (worker_id)", "SELECT 1")
+    migrations.upgrade(url)
+    command.check(migrations.config(url))
+    assert found(url, None) == number
+    assert found(url, "ab" * 32) != number
+
+
+def test_the_way_down_from_prepared_models_leaves_no_row_without_its_provenance(url: str) -> None:
+    fetch(url, PROJECT, job("state", "'queued'"), "SELECT 1")
+    numbers = [found(url, prepared) for prepared in (None, "ab" * 32, "cd" * 32)]
+    for number in numbers:
+        row = f"SELECT j.id, '{number}', 'decimer', project_id, {number}, 1, 1, 'blank' FROM jobs j"  # noqa: S608
+        columns = "job_id, image, engine, project_id, provenance_id, lease_seq, run, status"
+        fetch(url, f"INSERT INTO results ({columns}) {row}", "SELECT 1")
+    command.downgrade(migrations.config(url), "0005")
+    assert fetch(url, "SELECT id FROM provenances") == [{"id": numbers[0]}]
+    assert fetch(url, "SELECT DISTINCT provenance_id AS id FROM results") == [{"id": numbers[0]}]
+
+
+def test_what_is_being_stored_on_the_way_down_from_prepared_models_is_merged_too(url: str) -> None:
+    number = found(url, None)
+
+    async def store() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction():
+                made = "INSERT INTO provenances (worker_id, engine, prepared) VALUES ('w', 'decimer', $1)"
+                await connection.execute(made, "ab" * 32)
+                going = asyncio.create_task(asyncio.to_thread(command.downgrade, migrations.config(url), "0005"))
+                await asyncio.to_thread(wait_for, lambda: going.done() or fetch(url, WAITS) == [{"exists": True}], 60)
+            await going
+        finally:
+            await connection.close()
+
+    run(store())
+    assert fetch(url, "SELECT id FROM provenances") == [{"id": number}]

@@ -1,10 +1,11 @@
 """Claiming, reading, recognising and posting side by side: directories of any size, few held, in their order."""
 
 import itertools
-import shutil
 from pathlib import Path
 
 from job_api.schemas import ProjectSettings
+from tests import engines
+from tests.engines import picture
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.serving import wait_for
@@ -22,8 +23,10 @@ def test_small_directories_are_claimed_several_at_once_and_few_are_held(
     directory, image = next(iter(corpus.smiles))
     names = [f"{number:03}" for number in range(SMALL_DIRECTORIES)]
     for name in names:
-        (tmp_path / "source" / name).mkdir(parents=True)
-        shutil.copyfile(corpus.root / directory / image, tmp_path / "source" / name / "image.png")
+        target = tmp_path / "source" / name / "image.png"
+        target.parent.mkdir(parents=True)
+        # A worker recognises equal bytes once.
+        target.write_bytes((corpus.root / directory / image).read_bytes() + name.encode())
     admin = service.client("admin")
     admin.put_project(PROJECT, ProjectSettings(source=(tmp_path / "source").as_uri()))
     admin.add_jobs(PROJECT, names)
@@ -44,12 +47,36 @@ def test_small_directories_are_claimed_several_at_once_and_few_are_held(
     assert claims["claims"] < SMALL_DIRECTORIES * 0.8
 
 
+def test_directories_of_one_image_fill_the_batches_of_an_engine(
+    service: RunningService, start_worker: WorkerStarter, tmp_path: Path
+) -> None:
+    gate, batches = tmp_path / "gate", tmp_path / "batches"
+    names = [f"{number:02}" for number in range(30)]
+    for name in names:
+        target = tmp_path / "source" / name / "image.png"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(picture(engines.GATE) + name.encode())
+    options = {"max_batch": 8, "gate": str(gate), "batches": str(batches)}
+    project = ProjectSettings(source=(tmp_path / "source").as_uri(), engine="pixel", engine_options=options)
+    admin = service.client("admin")
+    admin.put_project(PROJECT, project)
+    admin.add_jobs(PROJECT, names)
+    worker = start_worker(service.root, service.token("worker"), processes="1", threads_per_process="1")
+    # Two batches are in hand, and some images read ahead.
+    wait_for(lambda: admin.project(PROJECT).jobs.claimed >= 2 * 8 + 1, 60)
+    assert admin.project(PROJECT).jobs.claimed < len(names)
+    gate.touch()
+    assert worker.wait() == 0, worker.log
+    assert admin.project(PROJECT).images.recognised == len(names)
+    assert max(len(line.split()) for line in batches.read_text().splitlines()) == 8
+
+
 def test_directories_are_finished_in_order_and_none_is_claimed_long_before_its_turn(
-    service: RunningService, long_corpus: Corpus, start_worker: WorkerStarter
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
     admin = service.client("admin")
-    admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
-    admin.add_jobs(PROJECT, long_corpus.directories[:6])
+    admin.put_project(PROJECT, paced_corpus.project)
+    admin.add_jobs(PROJECT, paced_corpus.directories[:6])
     worker = start_worker(service.root, service.token("worker"), **PLAN)
     assert worker.wait() == 0, worker.log
     attempts = service.sql("SELECT job_id, claimed_at, ended_at FROM attempts ORDER BY ended_at")

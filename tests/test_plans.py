@@ -12,10 +12,22 @@ from typing import Any
 
 import asyncpg
 
-from job_api import fleet, projects, queue_sql, results, selection
+from job_api import (
+    directories,
+    export,
+    failures,
+    fleet,
+    progress,
+    projects,
+    queue_sql,
+    results,
+    reviews,
+    selection,
+    stored_chemistry,
+)
 from job_api.counters import SETTLE, SUMS
 from job_api.db import SESSION, Database
-from job_api.schemas import JobState
+from job_api.schemas import FailureKind, JobState
 from tests.plugins.service import RunningService, run
 
 BIG = ("jobs", "attempts", "results", "worker_failures")
@@ -81,6 +93,7 @@ CLAIM_BY = (("jobs_claim_idx", "project_id"), ("jobs_claim_key_idx", "claim_key"
 HELD_BY = (("attempts_pkey", "job_id"), ("attempts_pkey", "lease_seq"), ("jobs_pkey", "id"))
 # What a success forgets.
 FORGOTTEN_BY = ("worker_failures_pkey", "worker_id")
+FAILED_BY = (("results_failures_idx", "engine"), ("results_failures_idx", "error_shape"))
 LISTED_BY = "jobs_browse_idx jobs_pkey"
 HOT = {
     "claim": Hot(queue_sql.CLAIM, CLAIM_INDEXES, sorts=IN_ORDER, by=CLAIM_BY),
@@ -103,6 +116,15 @@ HOT = {
         "jobs_pkey attempts_pkey results_pkey worker_failures_pkey",
         by=(*HELD_BY, ("results_pkey", "image"), FORGOTTEN_BY),
     ),
+    "reviewed answers": Hot(reviews.ANSWERS, "results_pkey", by=(("results_pkey", "image"),)),
+    "number again": Hot(reviews.RENUMBER, "results_pkey", by=(("results_pkey", "image"),)),
+    "store chemistry": Hot(
+        stored_chemistry.STORE,
+        perhaps="results_pkey results_export_idx",
+        by=(("results_pkey", "image"), ("results_export_idx", "seq")),
+    ),
+    "any review": Hot(export.ANY_REVIEW),
+    "page of reviews": Hot(reviews.PAGE, "jobs_pkey results_pkey", by=(("results_pkey", "image"),)),
     "images done": Hot(results.IMAGES_DONE, "jobs_pkey results_pkey", sorts=("r.image",)),
     "results done": Hot(results.RESULTS_DONE, "jobs_pkey results_pkey", sorts=("r.image",)),
     "count present": Hot(queue_sql.COUNT_PRESENT, "jobs_pkey results_pkey"),
@@ -135,6 +157,35 @@ HOT = {
     "sums": Hot(SUMS),
     "listing": Hot(projects.JOBS.format(jobs=selection.page(list(JobState))), "", LISTED_BY, sorts=("jobs.id",)),
     "listing of a state": Hot(projects.JOBS.format(jobs=selection.page([JobState.FAILED])), "", LISTED_BY),
+    "count usage": Hot(
+        progress.COUNT_USAGE,
+        "jobs_claim_key_idx",
+        sorts=("jobs.worker_id, jobs.project_id", "s.project_id, c.seconds"),
+        whole="jobs_claim_key_idx",
+    ),
+    "slowest": Hot(
+        directories.SLOWEST,
+        "jobs_browse_idx attempts_pkey",
+        sorts=("((EXTRACT(epoch FROM (COALESCE(a.ended_at, now()) - a.claimed_at)))::double precision) DESC, jobs.id",),
+        by=(("jobs_browse_idx", "state"), ("attempts_pkey", "lease_seq")),
+    ),
+    "failing": Hot(
+        directories.FAILING,
+        "jobs_browse_idx jobs_claim_idx attempts_pkey",
+        sorts=(
+            """
+"*SELECT* 1".failures DESC, (("*SELECT* 1".state = 'failed'::text)) DESC, "*SELECT* 1".job_id DESC""".strip(),
+        ),
+        by=(("jobs_browse_idx", "state"), ("jobs_claim_idx", "project_id")),
+    ),
+    "groups of images": Hot(
+        failures.statement(failures.KEYS, FailureKind.IMAGE), "results_failures_idx", by=FAILED_BY[:1]
+    ),
+    "groups counted": Hot(
+        failures.statement(failures.COUNT, FailureKind.IMAGE),
+        "results_failures_idx",
+        by=FAILED_BY,
+    ),
     "attempts": Hot(projects.ATTEMPTS, "attempts_pkey", sorts=("lease_seq DESC",)),
 }
 

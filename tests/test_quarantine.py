@@ -1,7 +1,6 @@
 """Workers that fail one job after another: they are told to stop, and the jobs pay nothing for them."""
 
 import random
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +11,9 @@ import pytest
 
 from job_api.client import ApiError, Client, WorkerStopped
 from job_api.schemas import Job, JobAction, JobFilter, JobsAction, JobState, Lease, ProjectSettings, Worker
+from tests.engines import picture
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.holder import Holder
-from tests.plugins.model import DrawnSamples
 from tests.plugins.service import RunningService, ServiceStarter
 from tests.serving import wait_for
 
@@ -39,6 +38,15 @@ def holder(service: RunningService) -> Holder:
 
 def fail_all(worker: Holder, leases: list[Lease], *, retryable: bool = True) -> list[JobState]:
     return [worker.fail(lease, retryable=retryable, reason="no-images").state for lease in leases]
+
+
+def test_directories_without_a_chosen_image_speak_against_nobody(service: RunningService) -> None:
+    admin = with_jobs(service, AFTER + 1)
+    worker = holder(service)
+    leases = worker.claim(PROJECT, max_jobs=AFTER + 1)
+    said = [worker.fail(lease, retryable=False, reason="no-chosen-images").state for lease in leases]
+    assert said == [JobState.FAILED] * (AFTER + 1)
+    assert state_of(admin, worker) == "run"
 
 
 def seen(admin: Client, worker: Holder) -> Worker:
@@ -442,15 +450,15 @@ def test_workers_that_fail_at_once_leave_the_counters_right(service: RunningServ
 
 
 @pytest.fixture
-def small_corpus(tmp_path: Path, samples: DrawnSamples) -> Corpus:
+def small_corpus(tmp_path: Path) -> Corpus:
     """20 directories of one image."""
     root, smiles = tmp_path / "small corpus", {}
-    for number, item in enumerate(samples.items[:20]):
-        target = root / f"{number:02}" / f"one{item.path.suffix}"
+    for atoms in range(1, 21):
+        target = root / f"{atoms:02}" / "one.png"
         target.parent.mkdir(parents=True)
-        shutil.copyfile(item.path, target)
-        smiles[target.parent.name, target.name] = item.smiles
-    return Corpus(root, smiles)
+        target.write_bytes(picture(atoms))
+        smiles[target.parent.name, target.name] = "C" * atoms
+    return Corpus(root, smiles, "pixel")
 
 
 @pytest.fixture
@@ -462,7 +470,7 @@ def wrong_root(tmp_path: Path) -> str:
 
 def submit(service: RunningService, corpus: Corpus) -> Client:
     admin = service.client("admin")
-    admin.put_project(PROJECT, ProjectSettings(source=corpus.source))
+    admin.put_project(PROJECT, corpus.project)
     admin.add_jobs(PROJECT, corpus.directories)
     return admin
 

@@ -1,25 +1,32 @@
 """The child process spoken to as the supervisor speaks to it: real decimer with the miniature model."""
 
+import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from job_api.schemas import EngineRun, NewResult
 from tests import engines
 from tests.engines import picture
 from tests.plugins.model import DrawnSamples
-from uworker import child
+from uworker import answering, child
 from uworker.demo.samples import draw_awkward
-from uworker.recogniser import EXIT_CANNOT_LOAD
+from uworker.engines import Pixels, Recognition
+from uworker.recogniser import EXIT_CANNOT_LOAD, Tasks
 from uworker.tasks import Fault
 from uworker.weights import find_weights
 
@@ -44,12 +51,20 @@ class Talk:
                 env=child.environment(home),
             )
         self.connection = Connection(ours.detach())
-        defaults = {"engine": engines.NAME, "engine_options": {}, "threads": 1, "max_pixels": 64_000_000}
+        defaults = {
+            "engine": engines.NAME,
+            "engine_options": {},
+            "threads": 1,
+            "max_pixels": 64_000_000,
+            "command": None,
+        }
         self.connection.send_bytes(json.dumps(defaults | {"weights_home": str(home)} | config).encode())
 
     def hear(self) -> dict[str, Any]:
+        deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
-            assert self.connection.poll(DEADLINE_SECONDS)
+            # It may say for ever that it is alive, and nothing else.
+            assert self.connection.poll(max(deadline - time.monotonic(), 0))
             message = json.loads(self.connection.recv_bytes())
             assert isinstance(message, dict)
             if message != {"kind": "alive"}:
@@ -61,8 +76,8 @@ class Talk:
         said, _ = self.process.communicate(timeout=DEADLINE_SECONDS)
         return said.decode(errors="replace").splitlines()
 
-    def send(self, task_id: int, data: bytes) -> None:
-        self.connection.send_bytes(json.dumps({"task_id": task_id}).encode())
+    def send(self, task_id: int, data: bytes, **header: Any) -> None:
+        self.connection.send_bytes(json.dumps({"task_id": task_id} | header).encode())
         self.connection.send_bytes(data)
 
     def ask(self, data: bytes) -> dict[str, Any]:
@@ -183,6 +198,49 @@ def test_weights_that_are_not_there_are_never_downloaded_by_a_child(talk: Open, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recogniser_says_which_prepared_model_answers(talk: Open) -> None:
+    digest = "ab" * 32
+    assert talk(engine_options={"prepared": digest}).hear()["run"]["prepared"] == digest
+    assert talk().hear()["run"]["prepared"] is None
+
+
+def test_an_engine_that_knows_of_no_prepared_models_goes_on_working(talk: Open) -> None:
+    opened = talk(engine="tests.engines:load_older_engine")
+    ready = opened.hear()
+    assert (ready["kind"], ready["run"]["prepared"]) == ("ready", None)
+    assert opened.ask(picture(3))["smiles"] == "CCC"
+
+
+@pytest.mark.parametrize("value", ["true", "word", "method"])
+def test_what_an_engine_of_ones_own_means_otherwise_by_prepared_is_no_digest(talk: Open, value: str) -> None:
+    opened = talk(engine="tests.engines:load_odd_engine", engine_options={"odd": "prepared", "value": value})
+    ready = opened.hear()
+    assert (ready["kind"], ready["run"]["prepared"]) == ("ready", None)
+    assert opened.ask(picture(3))["smiles"] == "CCC"
+
+
+@pytest.mark.parametrize(
+    ("odd", "value"), [("weights_sha256", "word"), ("weights_sha256", "method"), ("name", "true"), ("version", "true")]
+)
+def test_an_engine_that_says_of_itself_what_no_row_can_have_cannot_load(talk: Open, odd: str, value: str) -> None:
+    opened = talk(engine="tests.engines:load_odd_engine", engine_options={"odd": odd, "value": value})
+    told = opened.hear()
+    assert told["kind"] == "cannot_load"
+    field = {"name": "engine", "version": "engine_version"}.get(odd, odd)
+    assert f"EngineLoadError: what the engine says of itself cannot be in a row: {field}: " in told["message"]
+    assert opened.wait() == EXIT_CANNOT_LOAD
+
+
+def test_an_engine_that_knows_of_no_prepared_models_is_handed_batches(talk: Open, tmp_path: Path) -> None:
+    options = {"max_batch": 8, "crowd": 2, "batches": str(tmp_path / "batches")}
+    opened = talk(engine="tests.engines:load_older_engine", engine_options=options)
+    assert opened.hear()["max_batch"] == 8
+    waiting = Crowd(opened, 2, tmp_path / "batches")
+    waiting.send(picture(1), picture(2))
+    waiting.hear()
+    assert waiting.noted == [[1, 2]]
+
+
 def test_an_engines_bare_exception_gives_its_context_as_the_reason(talk: Open) -> None:
     opened = talk()
     assert opened.hear()["kind"] == "ready"
@@ -265,3 +323,268 @@ def test_what_is_printed_does_not_get_between_the_messages(talk: Open) -> None:
         printed += len(opened.process.stdout.read(1 << 20) or b"")
     assert opened.hear()["row"]["smiles"] == "C"
     assert printed > 0
+
+
+# --- several images at once ---
+
+
+@dataclass
+class Crowd:
+    """A recogniser with one thread, which an image holds until `size` others wait; those are then its batch."""
+
+    talk: Talk
+    size: int
+    batches: Path
+
+    def send(self, *images: bytes) -> None:
+        """Send as many as were announced."""
+        assert len(images) == self.size
+        self.talk.send(0, picture(engines.CROWD))
+        assert self.talk.hear() == {"kind": "started", "task_id": 0}
+        for task_id, data in enumerate(images, start=1):
+            self.talk.send(task_id, data)
+        assert self.talk.hear()["kind"] == "finished"
+
+    def hear(self, again: int = 0) -> list[tuple[str, int]]:
+        """What is said until all have their row: what, and of which; `again`: how many are taken up twice."""
+        said: list[tuple[str, int]] = []
+        self.rows, self.faults = dict[int, dict[str, Any]](), dict[int, Fault]()
+        while len(self.rows) < self.size:
+            message = self.talk.hear()
+            task_id = message["task_id"]
+            said.append((message["kind"], task_id))
+            if message["kind"] == "finished":
+                NewResult.model_validate({"image": "a.png", **message["row"]})
+                self.rows[task_id] = message["row"]
+            if "fault" in message:
+                self.faults[task_id] = Fault(**message["fault"])
+        assert len(said) == 2 * self.size + again
+        return said
+
+    @property
+    def noted(self) -> list[list[int]]:
+        """The codes of each batch that the engine has had."""
+        return [[int(code) for code in line.split()] for line in self.batches.read_text().splitlines()]
+
+
+@pytest.fixture
+def crowd(talk: Open, tmp_path: Path) -> Callable[..., Crowd]:
+    def start(size: int, **options: Any) -> Crowd:
+        batches = tmp_path / "batches"
+        options = {"crowd": size, "max_batch": 8, "batches": str(batches)} | options
+        opened = talk(engine_options=options)
+        assert opened.hear()["max_batch"] == options["max_batch"]
+        return Crowd(opened, size, batches)
+
+    return start
+
+
+def test_an_engine_without_batches_says_so_and_is_given_one_image_after_the_other(talk: Open) -> None:
+    opened = talk(engine_options={"crowd": 3})
+    assert opened.hear()["max_batch"] == 1
+    waiting = Crowd(opened, 3, Path())
+    waiting.send(picture(1), picture(2), picture(3))
+    assert waiting.hear() == [(kind, i) for i in (1, 2, 3) for kind in ("started", "finished")]
+
+
+def test_images_that_wait_are_taken_up_one_after_the_other_and_handed_over_together(
+    crowd: Callable[..., Crowd],
+) -> None:
+    waiting = crowd(4)
+    waiting.send(*[picture(code) for code in (1, 2, 3, 4)])
+    started = [waiting.talk.hear() for _ in range(4)]
+    assert started == [{"kind": "started", "task_id": i, "batch": 1} for i in (1, 2, 3, 4)]
+    rows = [waiting.talk.hear() for _ in range(4)]
+    assert [row["task_id"] for row in rows] == [1, 2, 3, 4]
+    assert [row["row"]["smiles"] for row in rows] == ["C", "CC", "CCC", "CCCC"]
+    assert [row["row"]["formula"] for row in rows] == ["CH4", "C2H6", "C3H8", "C4H10"]
+    assert waiting.noted == [[1, 2, 3, 4]]
+
+
+def test_no_more_are_handed_over_at_once_than_the_engine_takes(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(7, max_batch=3)
+    waiting.send(*[picture(code) for code in range(1, 8)])
+    waiting.hear()
+    assert waiting.noted == [[1, 2, 3], [4, 5, 6]]
+    assert waiting.rows[7]["smiles"] == "C" * 7
+
+
+def test_an_image_without_pixels_is_not_in_the_batch_and_has_its_row_at_once(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(4)
+    blank = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(blank, "PNG")
+    waiting.send(picture(1), b"", blank.getvalue(), picture(2))
+    said = waiting.hear()
+    without = [(kind, i) for i in (2, 3) for kind in ("started", "finished")]
+    assert said[:6] == [("started", 1), *without, ("started", 4)]
+    assert [waiting.rows[i]["status"] for i in (1, 2, 3, 4)] == ["recognised", "unreadable", "blank", "recognised"]
+    assert waiting.noted == [[1, 2]]
+
+
+def test_images_of_which_none_has_pixels_are_answered(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(3)
+    waiting.send(b"", b"", b"")
+    waiting.hear()
+    assert {row["status"] for row in waiting.rows.values()} == {"unreadable"}
+    assert waiting.faults == {}
+    assert waiting.talk.ask(picture(3))["smiles"] == "CCC"
+
+
+def test_what_is_raised_over_one_image_of_a_batch_costs_that_image_only(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(3)
+    waiting.send(picture(1), picture(engines.RAISE), picture(2))
+    waiting.hear()
+    assert [waiting.rows[i]["status"] for i in (1, 2, 3)] == ["recognised", "engine_error", "recognised"]
+    assert waiting.rows[2]["error_message"].startswith("ValueError: invalid literal for int()")
+    assert list(waiting.faults) == [2]
+    assert "the reason" in waiting.faults[2].traceback
+
+
+def test_where_the_whole_call_raises_those_that_it_has_taken_are_tried_alone(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(5)
+    waiting.send(*[picture(code) for code in (engines.RAISE, engines.RAISE_ALL, 2, 3, 4)])
+    said = waiting.hear(again=2)
+    alone = [(kind, i) for i in (1, 2) for kind in ("started", "finished")]
+    assert said[:6] == [("started", 1), ("started", 2), *alone]
+    assert [waiting.rows[i]["status"] for i in range(1, 6)] == ["engine_error"] + ["recognised"] * 4
+    assert waiting.rows[1]["error_message"].startswith("ValueError: invalid literal for int()")
+    assert sorted(waiting.faults) == [1, 2]
+    assert "the reason" in waiting.faults[1].traceback, "its own"
+    assert "RuntimeError: no batch is to be had" in waiting.faults[2].traceback
+    assert waiting.noted == [[2, 3, 4]]
+
+
+def test_one_that_was_tried_alone_is_in_no_batch_any_more(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(2)
+    waiting.send(picture(1), picture(engines.RAISE_ALL))
+    heard = [waiting.talk.hear() for _ in range(6)]
+    assert [message for message in heard if message["kind"] == "started"] == [
+        {"kind": "started", "task_id": 1, "batch": 1},
+        {"kind": "started", "task_id": 2, "batch": 1},
+        {"kind": "started", "task_id": 1},
+        {"kind": "started", "task_id": 2},
+    ]
+
+
+def test_a_call_that_raises_over_a_single_image_has_tried_it_alone(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(2, takes=1)
+    waiting.send(picture(engines.RAISE_ALL), picture(2))
+    waiting.hear()
+    assert [waiting.rows[i]["status"] for i in (1, 2)] == ["engine_error", "recognised"]
+    assert waiting.rows[1]["error_message"] == "RuntimeError: no batch is to be had"
+
+
+@pytest.mark.parametrize(("takes", "batches"), [(2, [[1, 2], [3, 4], [5]]), (0, [[], [], [], [], []])])
+def test_images_that_the_engine_does_not_take_come_again_and_each_is_answered(
+    crowd: Callable[..., Crowd], takes: int, batches: list[list[int]]
+) -> None:
+    """Of an engine that takes none, each is tried alone."""
+    waiting = crowd(5, takes=takes)
+    waiting.send(*[picture(code) for code in (1, 2, 3, 4, 5)])
+    waiting.hear(again=0 if takes else 5)
+    assert waiting.noted == batches
+    assert [waiting.rows[i]["smiles"] for i in range(1, 6)] == ["C" * i for i in range(1, 6)]
+    assert len(waiting.faults) == (0 if takes else 5)
+
+
+def test_an_engine_that_answers_too_few_images_has_answered_none(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(3)
+    waiting.send(picture(1), picture(engines.SHORT), picture(2))
+    waiting.hear(again=3)
+    assert [waiting.rows[i]["smiles"] for i in (1, 2, 3)] == ["C", "C", "CC"], "alone"
+    assert "WrongAnswerError: the engine answered 2 of 3 images" in waiting.faults[1].traceback
+    assert list(waiting.faults) == [1]
+
+
+def test_the_durations_of_a_batch_come_to_the_time_that_it_took(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(4, seconds=0.25)
+    began = time.monotonic()
+    waiting.send(*[picture(code) for code in (1, 2, 3, 4)])
+    waiting.hear()
+    took = (time.monotonic() - began) * 1000
+    durations = [row["duration_ms"] for row in waiting.rows.values()]
+    assert 1000 <= sum(durations) + 2 <= took
+    assert min(durations) >= 249, "an equal share of what the engine took"
+
+
+def test_the_third_image_of_a_batch_that_kills_leaves_the_later_ones_untouched(crowd: Callable[..., Crowd]) -> None:
+    waiting = crowd(5)
+    waiting.send(*[picture(code) for code in (1, 2, engines.KILL, 3, 4)])
+    assert [waiting.talk.hear()["task_id"] for _ in range(3)] == [1, 2, 3]
+    assert waiting.talk.wait() == -signal.SIGKILL
+    with pytest.raises((EOFError, ConnectionResetError)):
+        waiting.talk.hear()
+
+
+def test_the_pixels_of_one_image_are_let_go_before_the_next_is_decoded() -> None:
+    """As far as it lies with the recogniser; this engine keeps nothing of them."""
+    alive: list[int] = []
+
+    class Forgetful(engines.BatchPixelEngine):
+        def recognise_batch(self, pictures: Iterator[Pixels]) -> list[Recognition | Exception]:
+            held: list[weakref.ref[Pixels]] = []
+
+            def size(pixels: Pixels) -> int:
+                alive.append(sum(each() is not None for each in held))
+                held.append(weakref.ref(pixels))
+                return len(pixels)
+
+            return [Recognition("C" * size_of, []) for size_of in map(size, pictures)]
+
+    said: list[dict[str, Any]] = []
+    tasks = [(i, picture(1, height=i)) for i in (2, 3, 4)]
+    answering.answer(Forgetful({"max_batch": 8}), tasks, 10**6, said.append)
+    assert [message["row"]["smiles"] for message in said if message["kind"] == "finished"] == ["CC", "CCC", "CCCC"]
+    assert alive == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "threads", "most", "taken"),
+    [
+        (1, 4, 8, [1]),
+        (4, 4, 8, [1, 1, 1, 1]),
+        (6, 4, 8, [2, 1, 1, 1, 1]),
+        (20, 2, 8, [8, 6, 3, 2, 1]),
+        (3, 1, 1, [1] * 3),
+    ],
+)
+def test_a_thread_takes_its_share_of_what_waits(waiting: int, threads: int, most: int, taken: list[int]) -> None:
+    tasks = Tasks(threads)
+    for task_id in range(waiting):
+        tasks.put(task_id, b"")
+    batches: list[list[tuple[int, bytes]]] = []
+    while sum(map(len, batches)) < waiting:
+        batches.append(tasks.take(most))
+    assert [len(batch) for batch in batches] == taken
+    assert [task_id for batch in batches for task_id, _ in batch] == list(range(waiting))
+
+
+def test_with_few_images_waiting_all_threads_work(talk: Open, tmp_path: Path) -> None:
+    """As many as threads: each has one, though a batch could have them all."""
+    gate = tmp_path / "gate"
+    opened = talk(threads=4, engine_options={"gate": str(gate), "max_batch": 8})
+    opened.hear()
+    for task_id in range(4):
+        opened.send(task_id, picture(engines.GATE))
+    assert [opened.hear() for _ in range(4)] == [{"kind": "started", "task_id": i} for i in range(4)]
+    gate.touch()
+    assert sorted(opened.hear()["task_id"] for _ in range(4)) == [0, 1, 2, 3]
+
+
+def test_a_thread_takes_a_unit_whole_and_of_other_images_its_share() -> None:
+    tasks = Tasks(4)
+    for task_id, more in ((1, False), (2, True), (3, True), (4, False), (5, False), (6, True), (7, False)):
+        tasks.put(task_id, b"", more=more)
+    taken = [[task_id for task_id, _ in tasks.take(8)] for _ in range(4)]
+    assert taken == [[2, 3, 4], [6, 7], [1], [5]]
+
+
+def test_a_unit_is_for_one_thread_though_others_have_nothing(talk: Open, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    opened = talk(threads=4, engine_options={"gate": str(gate), "max_batch": 8})
+    opened.hear()
+    for task_id in range(1, 4):
+        opened.send(task_id, picture(engines.GATE), more=task_id < 3)
+    assert [opened.hear() for _ in range(3)] == [{"kind": "started", "task_id": i, "batch": 1} for i in (1, 2, 3)]
+    gate.touch()
+    assert [opened.hear()["task_id"] for _ in range(3)] == [1, 2, 3]

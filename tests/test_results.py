@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import asyncpg
 import pytest
 
 from job_api.client import Client
-from job_api.schemas import ProjectSettings, ResultStatus
+from job_api.results import Provenances
+from job_api.schemas import EngineRun, ProjectSettings, ResultStatus
 from tests.plugins.holder import Holder, result
-from tests.plugins.service import RunningService
+from tests.plugins.service import RunningService, run
 
 PROJECT = "patents"
 
@@ -52,6 +54,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (raw({"width": 2**40}), "less than or equal"),
     (raw({"image_sha256": "abc"}), "pattern"),
     (raw({"engine": "osra"}), "its batch was made by decimer"),
+    (raw({"tokens": ["C" * 200] * 21, "token_probabilities": [1.0] * 21}), "tokens: have more than 4000 characters"),
     ("no row at all", "valid dictionary"),
     (None, "valid dictionary"),
 ]
@@ -145,3 +148,30 @@ def test_rows_of_a_provenance_that_the_database_lost_are_stored_and_exported(
     service.sql("TRUNCATE provenances, results")
     worker.complete(completed, 1, "3.png")
     assert [row["image"] for row in exported(admin)] == ["3.png"]
+
+
+def test_rows_of_one_worker_with_and_without_a_prepared_model_are_told_apart(
+    service: RunningService, worker: Holder, admin: Client
+) -> None:
+    made_with: dict[str, Any] = {"engine_version": "2.8.1", "weights": "tiny", "weights_sha256": "ab" * 32}
+    said = {"1.png": None, "2.png": "cd" * 32, "3.png": "ef" * 32, "4.png": None, "5.png": "cd" * 32}
+    lease = worker.one(PROJECT)
+    for image, prepared in said.items():
+        worker.post(lease, image, prepared=prepared, **made_with)
+    assert {row["image"]: row["prepared"] for row in exported(admin)} == said
+    assert len(service.sql("SELECT * FROM provenances")) == 3
+
+
+def test_a_provenance_that_is_there_is_found(service: RunningService) -> None:
+    """As by a process that has just started."""
+    runs = [
+        EngineRun(prepared=prepared, snapshot=snapshot) for prepared in (None, "cd" * 32) for snapshot in (None, "a")
+    ]
+
+    async def find() -> list[int]:
+        async with asyncpg.create_pool(service.database_url, min_size=1) as pool, pool.acquire() as connection:
+            return [await Provenances().find(connection, "w", run) for run in runs]
+
+    first = run(find())
+    assert len(set(first)) == len(runs)
+    assert run(find()) == first

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from job_api.locations import locate
 from job_api.name_patterns import NameParts, NamePattern
 from job_api.schemas import DoneResult, Lease, ResultStatus
+from job_api.stores import open_store
 from tests.emulators.azurite import Azurite
 from tests.emulators.buckets import Bucket
 from tests.plugins.holder import LEASE
 from uworker.images import SourceNotAllowed, SourceUnsupported, StorageFault
 from uworker.results_file import CHUNK_BYTES, FILE_NAME, ResultsFile
 from uworker.settings import WorkerSettings
+from uworker.sources import Sources
 from uworker.targets import LocalTarget, SourceReadOnly, StoreTarget, open_target
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -294,8 +295,16 @@ def test_a_file_goes_where_the_worker_reads_the_images(tmp_path: Path, mounted: 
     settings = WorkerSettings(job_api_root="http://x", job_api_token="t", source_root=root if mounted else None)
     source = "az://container/folder" if mounted else root.as_uri()
     job = lease().model_copy(update={"source": source})
-    open_target(job, settings).write(job, [b"{}"])
+    open_target(job, Sources(settings)).write(job, [b"{}"])
     assert (root / "a" / FILE_NAME).read_bytes() == b"{}"
+
+
+def test_where_a_worker_may_not_read_it_does_not_write(tmp_path: Path) -> None:
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    settings = WorkerSettings(job_api_root="http://x", job_api_token="t", source_allow=f"{tmp_path}/mine,s3://mine")
+    for source in ((tmp_path / "other").as_uri(), "s3://other/folder"):
+        with pytest.raises(SourceNotAllowed, match="UWORKER_SOURCE_ALLOW"):
+            open_target(lease().model_copy(update={"source": source}), Sources(settings))
 
 
 def test_a_source_that_makes_no_sense_is_refused_without_its_secrets() -> None:
@@ -307,7 +316,7 @@ def test_a_source_that_makes_no_sense_is_refused_without_its_secrets() -> None:
     ):
         job = lease().model_copy(update={"source": source, "results_file": True})
         with pytest.raises((SourceUnsupported, SourceReadOnly)) as refused:
-            open_target(job, settings)
+            open_target(job, Sources(settings))
         assert "hunter2" not in str(refused.value)
 
 
@@ -317,7 +326,7 @@ def test_a_source_that_makes_no_sense_is_refused_without_its_secrets() -> None:
 def store_target(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> StoreTarget:
     for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
-    return StoreTarget(locate(f"{bucket.url}/top"))
+    return StoreTarget(open_store(f"{bucket.url}/top"))
 
 
 @pytest.mark.parametrize("pieces", [1, 60], ids=["small", "in many parts"])
@@ -349,10 +358,26 @@ def test_an_object_whose_writing_breaks_off_is_not_put_there(
 def test_storage_that_refuses_is_a_fault_of_storage_that_says_what_to_do(
     azurite: Azurite, azure_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = store_target(azure_bucket, monkeypatch)
     for name, value in azurite.wrong_environment.items():
         monkeypatch.setenv(name, value)
+    target = StoreTarget(open_store(azure_bucket.url))
     with pytest.raises(StorageFault, match="turn results_file off") as refused:
         target.write(lease(), [b"{}"])
     assert (refused.value.reason, refused.value.retryable) == ("storage", True)
     assert azure_bucket.content() == {}
+
+
+def test_the_store_that_the_images_are_read_with_is_written_with(
+    azurite: Azurite, azure_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    azure_bucket.fill({"top/a/1.png": b"1"})
+    for name, value in azure_bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    job = lease().model_copy(update={"source": f"{azure_bucket.url}/top"})
+    sources = Sources(WorkerSettings(job_api_root="http://x", job_api_token="t", source_allow=job.source))
+    assert [image.name for image in sources.open(job.source).list_images("a")] == ["1.png"]
+    # A store that is opened from now on is let in nowhere.
+    for name, value in azurite.wrong_environment.items():
+        monkeypatch.setenv(name, value)
+    open_target(job, sources).write(job, [b"{}"])
+    assert azure_bucket.content()[f"top/a/{FILE_NAME}"] == b"{}"

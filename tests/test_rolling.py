@@ -31,7 +31,10 @@ JOBS = 8_000
 IMAGES = ("1.png", "2.png")
 # What each stretch of the way must get done, at least.
 STRETCH = 30
+# With what the workers say that they made their rows; older code may know nothing of it.
+PREPARED = "ab" * 32
 SLOWEST_SECONDS = 15.0
+READ = ("jobs", "results", "provenances", "attempts", "workers", "projects", "project_slots", "tokens")
 # The services' own connections have a name.
 MIGRATION_WAITS = """
 SELECT 1 FROM pg_stat_activity
@@ -113,7 +116,7 @@ class Load:
             while not self._over.is_set():
                 began = time.monotonic()
                 lease = pick().one(PROJECT)
-                assert pick().post(lease, *IMAGES).stored == len(IMAGES)
+                assert pick().post(lease, *IMAGES, prepared=PREPARED).stored == len(IMAGES)
                 pick().heartbeat(lease)
                 pick().complete(lease, len(IMAGES))
                 self.completed.append(lease.job_id)
@@ -146,7 +149,7 @@ def long_reader(url: str) -> Iterator[Callable[[], None]]:
         connection = await asyncpg.connect(url)
         try:
             async with connection.transaction():
-                for table in ("jobs", "results", "attempts", "workers", "projects", "project_slots", "tokens"):
+                for table in READ:
                     await connection.execute(f"LOCK TABLE {table} IN ACCESS SHARE MODE")
                 reading.set()
                 while not over.is_set():
@@ -228,6 +231,7 @@ def test_an_upgrade_under_load_loses_and_doubles_nothing(
                 assert_none_failed(old)
                 load.clients = load.clients[1:]
                 load.goes_on()
+                by_both = len(load.completed)
                 old.stop()
                 load.goes_on()
                 load.stop()
@@ -235,6 +239,7 @@ def test_an_upgrade_under_load_loses_and_doubles_nothing(
                 # The password of the one administrator lies where the first service wrote it.
                 new.data_dir = data_dir
                 assert_nothing_lost_or_doubled(new.client(), load, url)
+                assert_rows_say_what_made_them(new.client(), set(load.completed[by_both:]))
         finally:
             load.stop()
     assert load.slowest_seconds < SLOWEST_SECONDS
@@ -252,3 +257,10 @@ def assert_nothing_lost_or_doubled(admin: Client, load: Load, url: str) -> None:
     assert service.sql("SELECT count(*)::int AS n FROM attempts WHERE charged OR outcome <> 'completed'") == [{"n": 0}]
     assert service.sql("SELECT count(*)::int AS n FROM attempts") == [{"n": done}]
     service.assert_counters_equal_recount()
+
+
+def assert_rows_say_what_made_them(admin: Client, by_new: set[int]) -> None:
+    """The newer code keeps all that the workers say; the older one may keep less, and never something else."""
+    rows = [(row["job_id"], row["prepared"]) for row in admin.results(PROJECT)]
+    assert {prepared for job_id, prepared in rows if job_id in by_new} == {PREPARED}
+    assert {prepared for _, prepared in rows} <= {PREPARED, None}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -21,7 +22,8 @@ from uworker.keeper import Keeper
 from uworker.spool import APPLICATION_ID, LOCK_NAME, Spool, SpoolError, SpoolFull, SpoolInUse
 
 ROOT = "http://service"
-RUN = EngineRun(engine_version="2.8.1", weights="tiny", snapshot="abc")
+RUN = EngineRun(engine_version="2.8.1", weights="tiny", prepared="ab" * 32, snapshot="abc")
+AMPLE = 10**6
 FAILURE = Fail(worker_id="w-1", lease_seq=3, reason="storage", retryable=True, message="away")
 
 
@@ -42,7 +44,7 @@ def content(spool: Spool) -> dict[int, list[NewResult]]:
     found: dict[int, list[NewResult]] = {}
     for spooled in spool.leases():
         found[spooled.lease.job_id] = []
-        while (some := spool.oldest_rows(spooled.lease, 100)) is not None:
+        while (some := spool.oldest_rows(spooled.lease, 100, AMPLE)) is not None:
             found[spooled.lease.job_id] += some.rows
             spool.drop_rows(spooled.lease, some.last_id)
     return found
@@ -73,17 +75,28 @@ def test_rows_come_back_in_order_with_what_made_them_and_how_the_lease_ends(spoo
     assert (first.lease.job_id, first.lease.lease_seq, first.lease.project) == (17, 3, "patents")
     assert (first.image_count, first.failure, first.row_count) == (5, None, 5)
     assert (second.lease.job_id, second.image_count, second.failure) == (18, None, FAILURE)
-    batch = adopted.oldest_rows(LEASE, 100)
+    batch = adopted.oldest_rows(LEASE, 100, AMPLE)
     assert batch is not None
     assert (batch.run, batch.rows) == (older, rows(2)), "those that were made with the same"
     adopted.drop_rows(LEASE, batch.last_id)
-    batch = adopted.oldest_rows(LEASE, 2)
+    batch = adopted.oldest_rows(LEASE, 2, AMPLE)
     assert batch is not None
     assert (batch.run, batch.rows) == (RUN, rows(2, first=2))
     adopted.drop(LEASE)
     assert [lease.lease.job_id for lease in adopted.leases()] == [18]
     adopted.delete()
     assert list(spool.path.parent.glob("w-1*")) == []
+
+
+def test_a_batch_is_bounded_in_bytes_and_never_empty(spool: Spool) -> None:
+    tokens: dict[str, Any] = {"smiles": "C" * 500, "tokens": ["C"] * 500, "token_probabilities": [0.123456789] * 500}
+    long = [result(f"{number}.png", **tokens) for number in range(5)]
+    spool.put(LEASE, RUN, long)
+    size = len(long[0].model_dump_json(exclude_none=True))
+    for max_bytes, expected in ((3 * size, long[:3]), (3 * size - 1, long[:2]), (size - 1, long[:1])):
+        batch = spool.oldest_rows(LEASE, 100, max_bytes)
+        assert batch is not None
+        assert batch.rows == expected
 
 
 def test_rows_that_are_put_after_all_others_were_posted_are_seen(spool: Spool) -> None:

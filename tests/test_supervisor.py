@@ -6,65 +6,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from job_api.schemas import NewResult
 from tests import engines
 from tests.engines import picture
 from tests.plugins.model import DrawnSamples
+from tests.plugins.recognisers import DEADLINE_SECONDS, Supervise, Watched, noted
 from tests.serving import wait_for
-from uworker.seat import FIRST_BACKOFF_SECONDS, Seat
-from uworker.supervisor import CannotLoad, EngineReady, Finished, ImageTask, RecogniserConfig, Report, Supervisor
-
-DEADLINE_SECONDS = 90.0
-
-
-@dataclass
-class Watched:
-    """A supervisor with what it said."""
-
-    supervisor: Supervisor
-    lines: list[str]
-    logs: list[str]
-    pids: set[int] = field(default_factory=set)
-    reports: list[Report] = field(default_factory=list)
-
-    def poll_until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not done():
-            assert time.monotonic() < deadline, (self.reports, self.logs, self.lines)
-            self.reports += self.supervisor.poll(0.5)
-            self.pids |= set(self.supervisor.pids())
-
-    def wait_ready(self, processes: int = 1) -> None:
-        self.poll_until(lambda: sum(isinstance(r, EngineReady) for r in self.reports) >= processes)
-
-    def finish(self, count: int) -> dict[int, dict[str, Any]]:
-        """Poll until `count` images are finished; each once, each a valid row."""
-        self.poll_until(lambda: len(self.finished) >= count)
-        self.reports += self.supervisor.poll(0)
-        rows = {finished.task_id: finished.row for finished in self.finished}
-        assert len(self.finished) == len(rows) == count
-        for row in rows.values():
-            NewResult.model_validate({"image": "a.png", **row})
-        return rows
-
-    @property
-    def finished(self) -> list[Finished]:
-        return [report for report in self.reports if isinstance(report, Finished)]
-
-    def submit(self, *codes: int, first: int = 0) -> None:
-        for task_id, code in enumerate(codes, start=first):
-            self.supervisor.submit(ImageTask(task_id, f"{task_id}.png", picture(code)))
-
-
-Supervise = Callable[..., Watched]
+from uworker.child import Child
+from uworker.seat import FIRST_BACKOFF_SECONDS, Seat, Work
+from uworker.supervisor import CannotLoad, EngineReady, ImageTask, RecogniserConfig
+from uworker.tasks import MAX_BATCHED_BYTES, Room
 
 
 def is_gone(pid: int) -> bool:
@@ -80,45 +36,6 @@ def wait_gone(pids: set[int]) -> None:
     while not all(is_gone(pid) for pid in pids):
         assert time.monotonic() < deadline, pids
         time.sleep(0.01)
-
-
-@pytest.fixture
-def supervise(tmp_path: Path) -> Iterator[Supervise]:
-    """Start supervisors of the test engine (or another), and have none of their processes left at the end."""
-    started: list[Watched] = []
-
-    def start(*, processes: int = 1, threads: int = 1, timeout: float = 60, **overrides: Any) -> Watched:
-        config = RecogniserConfig(
-            engine=overrides.get("engine", engines.NAME),
-            engine_options=overrides.get("options", {}),
-            threads=threads,
-            weights_home=overrides.get("home", tmp_path),
-            max_pixels=64_000_000,
-            image_timeout_seconds=timeout,
-            load_timeout_seconds=overrides.get("load_timeout", 120),
-            end_timeout_seconds=overrides.get("end_timeout", 60),
-        )
-        lines: list[str] = []
-        logs: list[str] = []
-        supervisor = Supervisor(
-            config,
-            processes,
-            lambda line, _: lines.append(line),
-            lambda _, text: logs.append(text),
-            fixed=overrides.get("fixed", True),
-        )
-        watched = Watched(supervisor, lines, logs)
-        started.append(watched)
-        supervisor.start()
-        watched.pids |= set(supervisor.pids())
-        return watched
-
-    yield start
-    for watched in started:
-        watched.pids |= set(watched.supervisor.pids())
-        watched.supervisor.stop(0.5)
-        assert watched.supervisor.pids() == []
-        assert [pid for pid in watched.pids if psutil.pid_exists(pid)] == []
 
 
 def test_a_killed_recogniser_costs_no_image(supervise: Supervise, samples: DrawnSamples, miniature_home: Path) -> None:
@@ -250,7 +167,8 @@ def test_an_engine_that_cannot_load_is_said_once_and_not_tried_again(supervise: 
 def test_an_unknown_engine_cannot_load(supervise: Supervise) -> None:
     watched = supervise(engine="molscribe")
     watched.poll_until(lambda: bool(watched.reports))
-    assert watched.reports == [CannotLoad("UnknownEngineError: no engine is called 'molscribe'; there is decimer")]
+    known = "there is decimer, osra, or UWORKER_ENGINE_COMMAND"
+    assert watched.reports == [CannotLoad(f"UnknownEngineError: no engine is called 'molscribe'; {known}")]
 
 
 def test_processes_that_keep_dying_while_loading_cannot_load(supervise: Supervise) -> None:
@@ -573,39 +491,201 @@ def test_suspects_are_tried_alone_also_while_processes_come_and_go(supervise: Su
     assert [rows[place]["status"] for place in range(len(codes))] == expected
 
 
-# --- fewer images at once than threads ---
+# --- several images at once ---
 
 
-def test_a_limit_keeps_threads_idle_and_can_be_lifted(supervise: Supervise) -> None:
-    """Two images that count who is active beside them see nobody under a limit of one, and each other without it."""
-    watched = supervise(threads=4)
+def in_crowd(watched: Watched, codes: list[int], *, then: tuple[int, ...] = ()) -> dict[int, dict[str, Any]]:
+    """Have `codes`, images 1 and on, wait in the process together; `crowd` in its options is their number."""
     watched.wait_ready()
-    watched.supervisor.resize(1, 1)
-    assert watched.supervisor.free_slots() == 2
-    watched.submit(*[engines.LINGER_AND_COUNT] * 4)
-    assert [row["smiles"] for row in watched.finish(4).values()] == ["C"] * 4
-    watched.supervisor.resize(1, 4)
-    watched.submit(*[engines.COMPANY] * 2, first=4)
+    watched.submit(engines.CROWD)
+    watched.poll_until(lambda: bool(watched.supervisor._seats[0].started_at))
+    watched.submit(*codes, *then, first=1)
+    return watched.finish(1 + len(codes) + len(then))
+
+
+def test_a_process_gets_batches_in_advance_as_many_as_its_threads_need(supervise: Supervise, tmp_path: Path) -> None:
+    options = {"max_batch": 4, "gate": str(tmp_path / "gate"), "batches": str(tmp_path / "batches")}
+    watched = supervise(threads=2, options=options)
+    assert watched.supervisor.free_slots() == 4, "what the engine takes is not known"
+    watched.wait_ready()
+    assert watched.supervisor.free_slots() == 16
+    assert (watched.supervisor.room.images, watched.supervisor.room.most) == (4, 16)
+    watched.submit(*[engines.GATE] * 16)
+    assert watched.supervisor.free_slots() == 0
+    assert len(watched.supervisor._seats[0].hands) == 16
+    (tmp_path / "gate").touch()
+    watched.finish(16)
+    assert max(len(batch) for batch in noted(tmp_path / "batches")) <= 4
+    assert watched.supervisor.free_slots() == 16
+
+
+def test_batches_fill_while_images_wait(supervise: Supervise, tmp_path: Path) -> None:
+    watched = supervise(options={"max_batch": 4, "crowd": 7, "batches": str(tmp_path / "batches")})
+    rows = in_crowd(watched, [1, 2, 3, 4, 5, 6, 7], then=(8, 9, 10, 11, 12))
+    assert [rows[i]["smiles"] for i in range(1, 13)] == ["C" * i for i in range(1, 13)]
+    batches = noted(tmp_path / "batches")
+    # Those that are sent later fill the second and the third, as far as they come in time.
+    assert (batches[0], batches[1][:3], max(map(len, batches))) == ([1, 2, 3, 4], [5, 6, 7], 4)
+
+
+def test_large_images_are_not_held_for_the_sake_of_batches(supervise: Supervise, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    watched = supervise(options={"max_batch": 8, "gate": str(gate)})
+    watched.wait_ready()
+    assert watched.supervisor.free_slots() == 16
+    watched.submit(engines.GATE)
+    watched.supervisor.submit(ImageTask(1, "large.png", os.urandom(MAX_BATCHED_BYTES - 100_000)))
+    assert watched.supervisor.free_slots() == 14
+    watched.supervisor.submit(ImageTask(2, "large.png", os.urandom(100_000)))
+    assert watched.supervisor.free_slots() == 0
+    watched.supervisor.forget({1})
+    assert watched.supervisor.free_slots() == 0, "it is held in the process"
+    gate.touch()
+    watched.finish(2)
+    assert watched.supervisor.free_slots() == 16
+
+
+def test_large_images_that_nobody_wants_any_more_leave_no_room_for_batches(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    watched = supervise(options={"max_batch": 8, "gate": str(tmp_path / "gate")})
+    watched.wait_ready()
+    watched.submit(engines.GATE)
+    watched.supervisor.submit(ImageTask(1, "large.png", os.urandom(MAX_BATCHED_BYTES)))
+    assert watched.supervisor.room == Room(2, 16), "whoever asks knows how large what is there is"
+    watched.supervisor.forget({1})
+    assert watched.supervisor.room == Room(1, 1)
+    (tmp_path / "gate").touch()
+    watched.poll_until(lambda: watched.supervisor.room == Room(2, 16))
+
+
+def test_the_third_image_of_a_batch_that_kills_is_crashed_and_each_is_answered_once(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    """Those before it are tried alone; those behind it, which were not touched, are a batch again."""
+    options = {"max_batch": 8, "crowd": 6, "batches": str(tmp_path / "batches"), "tally": str(tmp_path / "tally")}
+    watched = supervise(options=options)
+    rows = in_crowd(watched, [1, 2, engines.KILL, 4, 5, 6])
+    assert [rows[i]["status"] for i in range(1, 7)] == ["recognised"] * 2 + ["crashed"] + ["recognised"] * 3
+    assert "tried alone (exit -9, SIGKILL" in rows[3]["error_message"]
+    assert len(watched.logs) == 2
+    # Whoever was touched is in no batch any more. The first of the others may find a thread free before they have come.
+    assert {code for batch in noted(tmp_path / "batches") for code in batch} <= {4, 5, 6}
+    obeyed = sorted(int(code) for code in (tmp_path / "tally").read_text().split())
+    assert obeyed == [1, 2, 4, 5, 6, engines.KILL, engines.CROWD]
+
+
+def test_only_images_of_a_batch_that_were_touched_are_suspected(supervise: Supervise, tmp_path: Path) -> None:
+    """Those that were not can be company for each other, which one that is tried alone never has."""
+    watched = supervise(options={"max_batch": 8, "crowd": 5, "once": str(tmp_path / "once")})
+    watched.wait_ready()
+    watched.submit(engines.CROWD)
+    watched.poll_until(lambda: bool(watched.supervisor._seats[0].started_at))
+    watched.submit(1, 2, engines.KILL_ONCE, 4, 5, first=1)
+    works = dict(watched.supervisor._open)
     rows = watched.finish(6)
-    assert [rows[4]["smiles"], rows[5]["smiles"]] == ["CC", "CC"]
+    suspects = {task_id for task_id, work in works.items() if work.solo}
+    assert suspects == {1, 2, 3}
+    assert {row["status"] for row in rows.values()} == {"recognised"}
 
 
-def test_a_limit_holds_for_all_processes_together(supervise: Supervise) -> None:
-    watched = supervise(processes=2, threads=2)
+def test_an_image_that_holds_up_its_batch_is_found_and_the_others_are_recognised(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    """All of them are late, and none is to blame before it was tried alone."""
+    watched = supervise(timeout=2, options={"max_batch": 8, "crowd": 5, "batches": str(tmp_path / "batches")})
+    rows = in_crowd(watched, [1, 2, engines.HANG, 4, 5])
+    assert [rows[i]["status"] for i in range(1, 6)] == ["recognised"] * 2 + ["timeout"] + ["recognised"] * 2
+    assert rows[3]["error_message"] == "not recognised within 2 s"
+    assert noted(tmp_path / "batches") == [[1, 2, engines.HANG, 4, 5]]
+    assert "1.png" in watched.logs[0]
+    assert not any("died" in log for log in watched.logs)
+
+
+def test_a_late_batch_puts_no_other_image_in_doubt() -> None:
+    config = RecogniserConfig(engines.NAME, {}, 4, Path("/nowhere"), 10**6, 60)
+    seat = Seat(child=Child.__new__(Child), ready=True)
+    seat.hands = {i: Work(ImageTask(i, f"{i}.png", b""), solo=False) for i in range(1, 7)}
+    for task_id, batch, at in ((1, 1, 100.0), (2, 1, 100.5), (3, 3, 100.0), (4, 4, 150.0), (5, 4, 150.5)):
+        seat.start(task_id, batch, at)
+    seat.heard_at = 159.9
+    assert seat.find_overdue(config, 159.9) is None
+    assert seat.find_overdue(config, 160.0) == "1.png, 2.png, 3.png took longer than 60 s"
+    assert (seat.overdue, seat.in_doubt) == ({1, 2, 3}, {1, 2})
+    assert "says nothing" in (seat.find_overdue(config, 170.0) or "")
+    assert seat.overdue == seat.in_doubt == {1, 2, 3, 4, 5}
+    for task_id in (1, 3, 4, 5):
+        seat.take_out(task_id)
+    seat.find_overdue(config, 170.0)
+    assert seat.overdue == seat.in_doubt == {2}, "it was not alone when it was taken up"
+    seat.take_out(2)
+    assert not seat.taken_up
+    seat.start(6, 6, 110.0)
+    seat.find_overdue(config, 170.0)
+    assert (seat.overdue, seat.in_doubt) == ({6}, set()), "one alone is to blame"
+
+
+def test_a_batch_that_comes_to_nothing_keeps_no_clock_of_those_that_wait() -> None:
+    config = RecogniserConfig(engines.NAME, {}, 2, Path("/nowhere"), 10**6, 60)
+    seat = Seat(child=Child.__new__(Child), ready=True)
+    seat.hands = {i: Work(ImageTask(i, f"{i}.png", b""), solo=False) for i in range(1, 5)}
+    for task_id, batch, at in ((1, 1, 100.0), (2, 1, 100.0), (3, 1, 100.0), (4, 4, 150.0), (1, 1, 159.0)):
+        seat.start(task_id, batch, at)
+    seat.heard_at = 209.9
+    assert (seat.started_at, seat.batch_of) == ({1: 159.0, 4: 150.0}, {1: 1, 4: 4})
+    assert seat.taken_up == {1: 1, 4: 1}, "each is alone"
+    assert seat.find_overdue(config, 209.9) is None
+    seat.take_out(1)
+    seat.start(2, 2, 170.0)
+    seat.heard_at = 229.9
+    assert seat.find_overdue(config, 229.9) == "4.png took longer than 60 s"
+
+
+def test_a_solo_image_is_in_no_batch(supervise: Supervise, tmp_path: Path) -> None:
+    options = {"max_batch": 4, "batches": str(tmp_path / "batches"), "gate": str(tmp_path / "gate")}
+    watched = supervise(options=options)
+    watched.wait_ready()
+    watched.supervisor.submit(ImageTask(100, "solo.png", picture(7), solo=True))
+    watched.submit(1, 2, 3, 4, 5, 6, 8, 9)
+    assert watched.finish(9)[100]["smiles"] == "C" * 7
+    assert 7 not in {code for batch in noted(tmp_path / "batches") for code in batch}
+
+
+def test_a_retiring_process_finishes_its_batches(supervise: Supervise, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    watched = supervise(processes=2, options={"max_batch": 4, "gate": str(gate)})
     watched.wait_ready(2)
-    watched.supervisor.resize(2, 3)
-    watched.submit(*[engines.LINGER] * 12)
-    most = 0
-    while len(watched.finished) < 12:
-        most = max(most, sum(len(seat.hands) for seat in watched.supervisor._seats))
-        watched.reports += watched.supervisor.poll(0.5)
-    assert most == 3
+    watched.submit(*[engines.GATE] * 16)
+    watched.supervisor.resize(1, 1)
+    assert watched.supervisor.free_slots() == 0
+    assert (watched.supervisor.room.images, watched.supervisor.room.most) == (2, 8)
+    gate.touch()
+    assert {row["status"] for row in watched.finish(16).values()} == {"recognised"}
+    watched.poll_until(lambda: watched.supervisor.retiring == 0)
+    assert watched.logs == [], "it did not die"
 
 
-def test_under_a_limit_of_one_a_suspect_gets_its_turn(supervise: Supervise) -> None:
-    watched = supervise(processes=2, threads=2)
+def test_forgotten_images_of_a_batch_are_not_reported(supervise: Supervise, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    watched = supervise(options={"max_batch": 4, "gate": str(gate)})
+    watched.wait_ready()
+    watched.submit(engines.GATE, 1, 2, 3, 4, 5, 6, 7)
+    watched.supervisor.forget({0, 2, 4})
+    assert (watched.supervisor.outstanding(), watched.supervisor.free_slots()) == (5, 0)
+    assert watched.supervisor.room.most == 5
+    gate.touch()
+    assert sorted(watched.finish(5)) == [1, 3, 5, 6, 7]
+    watched.poll_until(lambda: watched.supervisor.free_slots() == 8)
+
+
+def test_batches_survive_processes_that_come_and_go(supervise: Supervise) -> None:
+    watched = supervise(processes=2, threads=2, options={"max_batch": 4})
     watched.wait_ready(2)
-    watched.supervisor.resize(2, 1)
-    watched.submit(1, engines.KILL, 2, 3)
-    rows = watched.finish(4)
-    assert [rows[i]["status"] for i in range(4)] == ["recognised", "crashed", "recognised", "recognised"]
+    codes = [engines.KILL if place % 13 == 5 else place % 7 + 1 for place in range(40)]
+    watched.submit(*codes)
+    for processes, done in ((1, 5), (3, 10), (1, 20), (2, 25)):
+        watched.poll_until(lambda done=done: len(watched.finished) >= done)  # type: ignore[misc]
+        watched.supervisor.resize(processes, 2 * processes)
+    rows = watched.finish(len(codes))
+    expected = ["crashed" if code == engines.KILL else "recognised" for code in codes]
+    assert [rows[place]["status"] for place in range(len(codes))] == expected

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,8 @@ from job_api.counters import RECOUNT, SUMS
 from job_api.schemas import LeaseStatus, NewToken, ProjectSettings, Role
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
-from tests.plugins.service import run
+from tests.plugins.service import RunningService, run
+from tests.scripted import Asked, between
 from tests.serving import Serving, wait_for
 from uworker.spool import Spool, SpooledLease
 
@@ -32,7 +34,7 @@ def free_port() -> int:
 
 def submit(serving: Serving, corpus: Corpus, directories: int = 6) -> tuple[Client, str]:
     admin = serving.client(retry_seconds=60)
-    admin.put_project(PROJECT, ProjectSettings(source=corpus.source))
+    admin.put_project(PROJECT, corpus.project)
     admin.add_jobs(PROJECT, corpus.directories[:directories])
     return admin, admin.new_token(NewToken(name="w", role=Role.WORKER)).token
 
@@ -70,22 +72,22 @@ def end_of(worker: WorkerProcess) -> None:
     assert worker.wait(150) == 0, worker.log
 
 
-def test_recognisers_killed_again_and_again(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+def test_recognisers_killed_again_and_again(data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter) -> None:
     with Serving(data_dir, **PACE) as serving:
-        admin, token = submit(serving, long_corpus)
+        admin, token = submit(serving, paced_corpus)
         worker = start_worker(serving.root, token)
         for target in (10, 60, 120):
             wait_for(lambda target=target: stored(admin) >= target and worker.children(), 120)  # type: ignore[misc]
             worker.children()[0].send_signal(signal.SIGKILL)
         end_of(worker)
-        assert_finished_and_right(admin, long_corpus)
+        assert_finished_and_right(admin, paced_corpus)
         assert "possible out of memory" in worker.log
         assert any("possible out of memory" in line.message for line in admin.logs(level="error"))
 
 
-def test_the_worker_killed(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+def test_the_worker_killed(data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter) -> None:
     with Serving(data_dir, **PACE) as serving:
-        admin, token = submit(serving, long_corpus)
+        admin, token = submit(serving, paced_corpus)
         first = start_worker(serving.root, token)
         wait_for(lambda: stored(admin) >= 30, 120)
         children = first.children()
@@ -97,57 +99,68 @@ def test_the_worker_killed(data_dir: Path, long_corpus: Corpus, start_worker: Wo
         second = start_worker(serving.root, token)
         end_of(second)
         # A job of which the dead worker had stored nothing yet is charged: it may have killed it.
-        assert_finished_and_right(admin, long_corpus, charges=1)
+        assert_finished_and_right(admin, paced_corpus, charges=1)
         assert len({row["worker_id"] for row in admin.results(PROJECT)}) == 2
 
 
-def test_the_service_killed(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+def test_the_service_killed(data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter) -> None:
     port = free_port()
     with Serving(data_dir, port=port, **PACE) as serving:
-        admin, token = submit(serving, long_corpus)
+        admin, token = submit(serving, paced_corpus)
         worker = start_worker(serving.root, token)
         wait_for(lambda: stored(admin) >= 30, 120)
         serving.kill()
         with Serving(data_dir, port=port, **PACE) as again:
             end_of(worker)
-            assert_finished_and_right(again.client(), long_corpus)
+            assert_finished_and_right(again.client(), paced_corpus)
             url = f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres"
             assert_counters_equal_recount(url)
         serving.process.returncode = 0
 
 
-def test_the_database_killed(data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter) -> None:
+def test_the_database_killed(data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter) -> None:
     with Serving(data_dir, **PACE) as serving:
-        admin, token = submit(serving, long_corpus)
+        admin, token = submit(serving, paced_corpus)
         worker = start_worker(serving.root, token)
         wait_for(lambda: stored(admin) >= 30, 120)
         killed = serving.postmaster
         killed.kill()
         end_of(worker)
-        assert_finished_and_right(admin, long_corpus)
+        assert_finished_and_right(admin, paced_corpus)
         assert serving.postmaster.pid != killed.pid
         assert_counters_equal_recount(f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres")
 
 
 def test_sigterm_is_obeyed_in_time_when_nobody_answers(
-    data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path
 ) -> None:
-    with Serving(data_dir, **PACE) as serving:
-        admin, token = submit(serving, long_corpus)
-        worker = start_worker(serving.root, token, once=False)
-        wait_for(lambda: stored(admin) >= 20, 120)
-        # Connections are still taken, and nothing is ever answered.
-        serving.process.send_signal(signal.SIGSTOP)
-        try:
-            asked_at = time.monotonic()
-            worker.send(signal.SIGTERM)
-            worker.wait(20)
-            assert time.monotonic() - asked_at < 20
-        finally:
-            serving.process.send_signal(signal.SIGCONT)
-        # Where all that is held has rows on disk, there is nothing to give back.
-        assert "goodbye did not arrive" in worker.log or "jobs are kept in" in worker.log, worker.log
-        assert worker.children() == []
+    admin = service.client("admin")
+    admin.put_project(PROJECT, paced_corpus.project)
+    one_image, many_images = f"{paced_corpus.directories[0]}/00", paced_corpus.directories[1]
+    admin.add_jobs(PROJECT, [one_image])
+    silent = threading.Event()
+
+    def held(asked: Asked) -> bool:
+        """Connections are taken and never answered: those with results from the start, and at last all."""
+        return silent.is_set() or asked.path.endswith(("/results", "/complete"))
+
+    with between(service.root, held) as server:
+        plan = {"processes": "1", "threads_per_process": "1"}
+        worker = start_worker(server.root, service.token("worker"), once=False, log_level="DEBUG", **plan)
+        wait_for(server.held.is_set, 120)
+        # From now on nothing is recognised: of the second job no row can lie on disk.
+        for recogniser in worker.children():
+            recogniser.suspend()
+        admin.add_jobs(PROJECT, [many_images])
+        wait_for(lambda: f": {many_images}\n" in worker.log, 60)
+        silent.set()
+        asked_at = time.monotonic()
+        worker.send(signal.SIGTERM)
+        assert worker.wait(20) == 0, worker.log
+        assert time.monotonic() - asked_at < 20
+    assert [lease.lease.directory for lease in spooled(tmp_path / "spool")] == [one_image]
+    assert "goodbye did not arrive" in worker.log, worker.log
+    assert worker.children() == []
 
 
 def overdue_seconds(url: str) -> float:
@@ -223,11 +236,11 @@ def assert_spooled_work_counted(admin: Client, left: list[SpooledLease], worker_
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_results_outlive_the_service_and_the_worker_that_made_them(
-    data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path, end: signal.Signals
+    data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path, end: signal.Signals
 ) -> None:
     port = free_port()
     with Serving(data_dir, port=port, **PACE) as serving:
-        admin, token = submit(serving, long_corpus)
+        admin, token = submit(serving, paced_corpus)
         first = start_worker(serving.root, token)
         wait_for(lambda: stored(admin) >= 30, 120)
         before = stored(admin)
@@ -245,7 +258,7 @@ def test_results_outlive_the_service_and_the_worker_that_made_them(
             second = start_worker(serving.root, token)
             end_of(second)
             # A job of which the dead worker had nothing yet is charged.
-            assert_finished_and_right(admin, long_corpus, charges=1)
+            assert_finished_and_right(admin, paced_corpus, charges=1)
             assert_spooled_work_counted(admin, left, worker_ids)
             rows = sum(lease.row_count for lease in left)
             assert f"{rows} rows of {len(left)} jobs are left of the worker" in second.log

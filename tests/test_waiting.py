@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import asyncpg
+import httpx
 import psutil
 import pytest
 
@@ -281,6 +282,19 @@ def test_a_call_that_is_not_answered_is_passed_on() -> None:
         assert len(room) == 0
 
     run(story())
+
+
+def test_a_waiting_claim_whose_client_hung_up_keeps_no_place_before_others(
+    service: RunningService, admin: Client
+) -> None:
+    body = {"worker_id": "impatient", "claim_key": "k", "wait_seconds": 50}
+    headers = {"Authorization": f"Bearer {service.token('worker')}"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{service.root}/v4/{PROJECT}/claim", json=body, headers=headers, timeout=0.5)
+    wait_for(lambda: service.waiting == 0)
+    waiting = Waiting(service, service.token("worker"))
+    admin.add_jobs(PROJECT, ["a"])
+    assert waiting.lease().lease_seq == 1
 
 
 @pytest.mark.service(sweep_seconds=3600)

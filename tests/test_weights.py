@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,9 +130,9 @@ Ensure = Callable[..., Weights]
 
 @pytest.fixture
 def ensure(host: Host, tmp_path: Path) -> Ensure:
-    def call(*, hand_drawn: bool = False, pin: str | None = None, home: Path = tmp_path) -> Weights:
+    def call(*, hand_drawn: bool = False, pin: str | None = None, home: Path = tmp_path, **more: bool) -> Weights:
         return ensure_weights(
-            home, hand_drawn=hand_drawn, pinned_sha256=pin, on_progress=lambda *_: None, base_url=host.url
+            home, hand_drawn=hand_drawn, pinned_sha256=pin, on_progress=lambda *_: None, base_url=host.url, **more
         )
 
     return call
@@ -334,6 +335,20 @@ def test_where_they_cannot_be_had_the_error_says_what_to_do(host: Host, ensure: 
         assert "\n" not in text
         assert all(hint in text for hint in ("HTTPS_PROXY", "PYSTOW_HOME", MODEL_URLS["DECIMER"], str(tmp_path)))
     assert len(host.downloads) == 1
+
+
+def test_a_prepared_model_alone_will_do_only_where_it_may(
+    host: Host, ensure: Ensure, prepared_home: Path, tmp_path: Path
+) -> None:
+    made_of = find_weights(prepared_home, hand_drawn=False)
+    assert made_of is not None
+    shutil.copytree(prepared_home, tmp_path, ignore=shutil.ignore_patterns("*_model", ".*"), dirs_exist_ok=True)
+    found = ensure(pin=made_of.sha256, prepared_will_do=True)
+    assert (found.name, found.sha256, found.home, found.verified) == (made_of.name, made_of.sha256, tmp_path, False)
+    assert host.downloads == []
+    del host.files[PRINTED]
+    with pytest.raises(WeightsError, match=r"holds a prepared model alone, .* build the snapshot with --as-shipped"):
+        ensure(pin=made_of.sha256)
 
 
 def test_weights_of_another_url_are_replaced_as_the_package_would(host: Host, ensure: Ensure, tmp_path: Path) -> None:

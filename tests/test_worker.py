@@ -14,6 +14,7 @@ import pytest
 from job_api import schemas
 from job_api.client import Client
 from job_api.schemas import JobState, ProjectSettings, ResultStatus
+from tests.engines import picture
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService
@@ -366,3 +367,22 @@ def test_importing_the_worker_imports_none_of_the_heavy_or_the_services_parts() 
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_rows_say_which_prepared_model_made_them(
+    service: RunningService, start_worker: WorkerStarter, tmp_path: Path
+) -> None:
+    """From the engine, by a child and its parent, to the row; of another project by the same worker there is none."""
+    (tmp_path / "source" / "a").mkdir(parents=True)
+    (tmp_path / "source" / "a" / "1.png").write_bytes(picture(3))
+    admin, digest = service.client("admin"), "ab" * 32
+    wanted = {"prepared": digest, "plain": None}
+    for project, prepared in wanted.items():
+        options = {} if prepared is None else {"prepared": prepared}
+        source = (tmp_path / "source").as_uri()
+        admin.put_project(project, ProjectSettings(source=source, engine="pixel", engine_options=options))
+        admin.add_jobs(project, ["a"])
+    work(service, start_worker, source_allow=str(tmp_path), processes="1")
+    rows = [next(admin.results(project)) for project in wanted]
+    assert {row["project"]: row["prepared"] for row in rows} == wanted
+    assert len({row["worker_id"] for row in rows}) == 1

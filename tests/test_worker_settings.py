@@ -83,6 +83,10 @@ def test_weights_lie_where_pystow_has_them(monkeypatch: pytest.MonkeyPatch) -> N
         ({"image_timeout_seconds": "-1"}, "UWORKER_IMAGE_TIMEOUT_SECONDS"),
         ({"max_image_bytes": "1 GB"}, "UWORKER_MAX_IMAGE_BYTES"),
         ({"weights_sha256": "abc"}, "UWORKER_WEIGHTS_SHA256"),
+        ({"engine_command": "'molvec"}, "UWORKER_ENGINE_COMMAND: No closing quotation"),
+        ({"engine_command": " "}, "UWORKER_ENGINE_COMMAND: is empty"),
+        ({"engine_command_name": "a:b"}, "UWORKER_ENGINE_COMMAND_NAME"),
+        ({"engine_command_name": "decimer"}, "UWORKER_ENGINE_COMMAND_NAME: decimer is an engine of its own"),
         ({"log_level": "loud"}, "UWORKER_LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR"),
     ],
 )

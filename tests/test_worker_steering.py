@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from job_api.client import Client
-from job_api.schemas import JobState, NewUser, ProjectSettings, Role, Worker
+from job_api.schemas import JobState, NewUser, Role, Worker
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.serving import wait_for
@@ -19,10 +19,10 @@ PASSWORD = "a password of some length"
 
 
 @pytest.fixture
-def admin(service: RunningService, long_corpus: Corpus) -> Client:
+def admin(service: RunningService, paced_corpus: Corpus) -> Client:
     admin = service.client("admin")
-    admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
-    admin.add_jobs(PROJECT, long_corpus.directories)
+    admin.put_project(PROJECT, paced_corpus.project)
+    admin.add_jobs(PROJECT, paced_corpus.directories)
     return admin
 
 
@@ -71,21 +71,21 @@ def test_a_quarantined_worker_claims_nothing_until_it_is_lifted(
 
 @BEATING
 def test_a_cancelled_job_is_dropped_and_the_next_is_done(
-    service: RunningService, long_corpus: Corpus, start_worker: WorkerStarter
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
-    everything = long_corpus.root / "everything"
+    everything = paced_corpus.root / "everything"
     everything.mkdir()
-    for directory in long_corpus.directories:
-        (everything / directory).symlink_to(long_corpus.root / directory, target_is_directory=True)
+    for directory in paced_corpus.directories:
+        (everything / directory).symlink_to(paced_corpus.root / directory, target_is_directory=True)
     admin = service.client("admin")
-    admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
+    admin.put_project(PROJECT, paced_corpus.project)
     admin.add_jobs(PROJECT, ["everything"])
     worker, _ = busy_worker(service, admin, start_worker)
     admin.cancel(PROJECT, 1)
     wait_for(lambda: "job 1:" in worker.log)
     rows = stored(admin)
-    assert rows < len(long_corpus.smiles)
-    admin.add_jobs(PROJECT, long_corpus.directories[:1])
+    assert rows < len(paced_corpus.smiles)
+    admin.add_jobs(PROJECT, paced_corpus.directories[:1])
     wait_for(lambda: admin.project(PROJECT).jobs.completed == 1, WAIT_SECONDS)
     assert admin.job(PROJECT, 1).state is JobState.CANCELLED
     assert len(list(admin.job_results(PROJECT, 1))) == rows
@@ -130,12 +130,12 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def test_a_worker_that_logs_in_by_name_shows_its_password_to_nobody(
-    service: RunningService, corpus: Corpus, start_worker: WorkerStarter
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
     admin = service.client("admin")
     admin.put_user("vm", NewUser(password=PASSWORD, role=Role.WORKER))
-    admin.put_project(PROJECT, ProjectSettings(source=corpus.source))
-    admin.add_jobs(PROJECT, corpus.directories[:2])
+    admin.put_project(PROJECT, paced_corpus.project)
+    admin.add_jobs(PROJECT, paced_corpus.directories[:2])
     worker = start_worker(
         service.root, "", once=True, job_api_username="vm", job_api_password=PASSWORD, log_level="DEBUG"
     )

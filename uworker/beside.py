@@ -14,13 +14,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from job_api.client import Client, ClientError, LeaseLost, NotFound
+from job_api.listing import ImageChoice
 from job_api.name_patterns import NamePattern
 from job_api.schemas import DoneResult
 from uworker.away import RETRY_SECONDS, Patience
 from uworker.holding import Holding
 from uworker.images import SourceError
 from uworker.results_file import FILE_NAME, ResultsFile
-from uworker.settings import WorkerSettings
+from uworker.sources import Sources
 from uworker.targets import open_target
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,13 @@ class Scribe:
 
     Args:
         client: asks for the rows.
-        settings: say which sources may be written.
+        sources: those that the worker reads; the files go there, too.
         on_change: told when a file is written, or its job cannot be done; must be quick.
     """
 
-    def __init__(self, client: Client, settings: WorkerSettings, on_change: Callable[[], None]) -> None:
+    def __init__(self, client: Client, sources: Sources, on_change: Callable[[], None]) -> None:
         self._client = client
-        self._settings = settings
+        self._sources = sources
         self._on_change = on_change
         self._due: queue.SimpleQueue[Holding] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -86,8 +87,10 @@ class Scribe:
     def _write(self, holding: Holding) -> None:
         lease = holding.lease
         pattern = NamePattern(lease.image_name_pattern) if lease.image_name_pattern else None
+        choice = ImageChoice(lease.image_include, lease.image_exclude)
         with ResultsFile(lease.directory, pattern) as file:
-            file.add(self._rows(holding))
+            # Rows may be there of images that the project wanted once.
+            file.add(row for row in self._rows(holding) if choice.wants(row.image))
             if file.images < holding.image_count:
                 holding.fail(
                     "results-missing",
@@ -95,7 +98,7 @@ class Scribe:
                     retryable=True,
                 )
                 raise _NotWanted
-            target = open_target(lease, self._settings)
+            target = open_target(lease, self._sources)
             try:
                 target.write(lease, self._while_wanted(holding, file.chunks()))
             except SourceError:

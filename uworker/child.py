@@ -93,9 +93,9 @@ class Child:
         for thread in (self._output, self._sender, self._receiver):
             thread.start()
 
-    def give(self, task_id: int, data: bytes) -> None:
-        """Hand over an image; returns at once, whatever the child does."""
-        self._outbox.put(json.dumps({"task_id": task_id}).encode())
+    def give(self, task_id: int, data: bytes, *, more: bool) -> None:
+        """Hand over an image, of whose unit `more` follow; returns at once, whatever the child does."""
+        self._outbox.put(json.dumps({"task_id": task_id} | ({"more": True} if more else {})).encode())
         self._outbox.put(data)
 
     def close(self) -> None:

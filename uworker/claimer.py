@@ -61,6 +61,8 @@ class Claimer:
         self._key: str | None = None
         self._jobs_ended = 0
         self._empty = False
+        self._answered = False
+        self._trouble: str | None = None
         self._thread = threading.Thread(target=self._claim_for_ever, name="claimer", daemon=True)
 
     def start(self) -> None:
@@ -82,6 +84,16 @@ class Claimer:
         return self._key is not None
 
     @property
+    def answered(self) -> bool:
+        """Whether the service has let this worker claim at least once, be it for nothing."""
+        return self._answered
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps it from claiming at the moment."""
+        return self._trouble
+
+    @property
     def queue_empty(self) -> bool:
         """Whether a claim since the last job's end found nothing, and nothing waits for its back-off either."""
         return self._empty
@@ -100,6 +112,7 @@ class Claimer:
                 continue
             try:
                 self._claim(jobs)
+                self._trouble = None
             except WorkerStopped as error:
                 self._key = None
                 log.debug("%s", error)
@@ -110,22 +123,26 @@ class Claimer:
                 if self._once:
                     self._on_refusal(error)
                     return
-                log.warning("%s; waiting for it to be made", error)
+                self._trouble = f"{error}; waiting for it to be made"
+                log.warning("%s", self._trouble)
                 self._stop.wait(RETRY_SECONDS)
             except Refused as error:
                 self._on_refusal(error)
                 return
             except Unreachable as error:
-                log.warning("%s; trying again", error)
+                self._trouble = f"{error}; trying again"
+                log.warning("%s", self._trouble)
                 self._stop.wait(RETRY_SECONDS)
-            except ClientError:
+            except ClientError as error:
                 self._key = None
+                self._trouble = f"{error}; trying again"
                 log.exception("a claim failed; trying again")
                 self._stop.wait(RETRY_SECONDS)
 
     def _claim(self, jobs: int) -> None:
         self._key = self._key or uuid.uuid4().hex
-        wait = 0.0 if self._once else LONG_POLL_SECONDS
+        # The first is answered at once: whoever waits for this worker to be let in need not wait for a job.
+        wait = LONG_POLL_SECONDS if self._answered and not self._once else 0.0
         asked_at, ended_before = time.monotonic(), self._jobs_ended
         leases, pending = self._client.claim(
             self._project,
@@ -138,6 +155,7 @@ class Claimer:
                 version=VERSION,
             ),
         )
+        first, self._answered = not self._answered, True
         # Also when it is stopped: whoever is told gives these back with the rest.
         for lease in leases:
             self._on_lease(lease)
@@ -145,6 +163,6 @@ class Claimer:
             return
         self._empty = not leases and pending == 0 and ended_before == self._jobs_ended
         self._key = None
-        if not leases and time.monotonic() - asked_at < 1:
+        if not leases and time.monotonic() - asked_at < 1 and (self._once or not first):
             # A service that does not let polls wait must not be asked without a pause.
             self._stop.wait(1.0 if not self._empty else LOOK_AGAIN_SECONDS)

@@ -138,9 +138,6 @@ class Delivery:
             log.error("%s: the row of an image was refused: %s", holding, refusal.reason, extra=context)
             if row.status is not ResultStatus.ENGINE_ERROR:
                 message = clean_text(f"the service refused the row: {refusal.reason}", 1000)
-                replacements.append(
-                    NewResult(
-                        image=row.image, engine=row.engine, status=ResultStatus.ENGINE_ERROR, error_message=message
-                    )
-                )
+                kept = row.model_dump(include={"image", "engine", "sequence", "sub_sequence", "part"})
+                replacements.append(NewResult(**kept, status=ResultStatus.ENGINE_ERROR, error_message=message))
         return replacements

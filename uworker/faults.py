@@ -24,7 +24,7 @@ class FaultLog:
         self._seen: Counter[str] = Counter()
 
     def note(self, holding: Holding, image: str, report: Finished) -> None:
-        """Say what is to be said about a finished image; of one that went well, nothing."""
+        """Say what is to be said about a finished image; of one that went well, nothing, unless its batch did not."""
         status, message = report.row.get("status"), report.row.get("error_message")
         context = {**holding.log_context, "image": image}
         if status in DEADLY:
@@ -39,7 +39,8 @@ class FaultLog:
         level = logging.WARNING if _is_power_of_ten(count) else logging.DEBUG
         often = "" if count == 1 else f" (for the {count}th time)"
         context["traceback"] = report.fault.traceback
-        log.log(level, "%s: %s: %s%s", holding, image, message, often, extra=context)
+        words = message or "its batch failed, and each of its images was tried alone"
+        log.log(level, "%s: %s: %s%s", holding, image, words, often, extra=context)
 
 
 def _is_power_of_ten(count: int) -> bool:

@@ -16,10 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from job_api.name_patterns import NamePattern
 from job_api.schemas import EngineRun, Fail, Lease, NewResult, ResultStatus
 from job_api.text import clean_text
 from uworker.images import Verdict
 from uworker.spool import Spool, SpooledLease
+from uworker.tasks import engine_key
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,13 @@ class Holding:
         self._failure: Fail | None = None
         self._file_due = lease.results_file
         self._file_begun = False
+        self._pattern: NamePattern | None = None
+        try:
+            if lease.image_name_pattern:
+                self._pattern = NamePattern(lease.image_name_pattern)
+        except ValueError as error:
+            # The service knows another RE2 than this worker; others may know it, too.
+            self.fail("name-pattern", f"the project's image_name_pattern {error}", retryable=True)
 
     @classmethod
     def restored(cls, spool: Spool, spooled: SpooledLease) -> "Holding":
@@ -104,7 +113,7 @@ class Holding:
     @property
     def engine_key(self) -> tuple[str, str]:
         """What recognisers must be loaded with for this job; equal keys share them."""
-        return self.lease.engine, repr(sorted(self.lease.engine_options.items()))
+        return engine_key(self.lease.engine, self.lease.engine_options)
 
     # --- the reader ---
 
@@ -115,9 +124,8 @@ class Holding:
 
     def refuse(self, image: str, verdict: Verdict) -> None:
         """An image is not given to the engine."""
-        self._add(
-            NewResult(image=image, status=verdict.status, error_message=verdict.message, engine=self.lease.engine)
-        )
+        row = {"status": verdict.status, "error_message": verdict.message, "engine": self.lease.engine}
+        self._add(NewResult(image=image, **row, **self._parts(image)))
 
     def finish_listing(self) -> None:
         """All images are on their way, and `image_count` is right."""
@@ -140,10 +148,25 @@ class Holding:
 
     def finish(self, task_id: int, image: str, row: Mapping[str, Any]) -> None:
         """The engine has answered for an image."""
-        result = self._checked({"engine": self.lease.engine, **row, "image": image})
+        fields = {"engine": self.lease.engine, **row, **self._parts(image), "image": image}
+        result = self._checked(self._with_tokens(fields) if self.lease.keep_tokens else _without_tokens(fields))
         self.recognised += result.status is ResultStatus.RECOGNISED
         # At once: an image that is neither open nor has a row would let the job be completed without it.
         self._add(result, done=task_id)
+
+    def _with_tokens(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row with the tokens of its SMILES; the recogniser leaves out what does not fit, and the log says so."""
+        if row.get("smiles") is None:
+            return _without_tokens(row)
+        if row.get("tokens") is None and row.get("n_tokens"):
+            # No error_message: nothing has failed.
+            said = "%s: %s: its %d tokens are not kept: too many, too long, or with a probability that is no number"
+            log.warning(said, self, row["image"], row["n_tokens"], extra={**self.log_context, "image": row["image"]})
+        return row
+
+    def _parts(self, image: str) -> dict[str, str | None]:
+        """The columns that the project finds in an image's name."""
+        return {} if self._pattern is None else vars(self._pattern.find(image))
 
     def _checked(self, row: Mapping[str, Any]) -> NewResult:
         """The row, or one that says what is wrong with it: the image must have one in either case."""
@@ -155,7 +178,11 @@ class Holding:
             log.exception("%s: the row of an image is not valid", self, extra=context)
             message = clean_text(f"the recogniser's answer is not valid: {wrong}", 1000)
             return NewResult(
-                image=row["image"], engine=self.lease.engine, status=ResultStatus.ENGINE_ERROR, error_message=message
+                image=row["image"],
+                engine=self.lease.engine,
+                status=ResultStatus.ENGINE_ERROR,
+                error_message=message,
+                **self._parts(row["image"]),
             )
 
     def _add(self, row: NewResult, *, done: int | None = None) -> None:
@@ -274,3 +301,7 @@ class Holding:
         """The service will never take the rows that are in memory."""
         with self._lock:
             self._rows.clear()
+
+
+def _without_tokens(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "tokens": None, "token_probabilities": None}

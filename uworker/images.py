@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from job_api.schemas import ResultStatus
+from job_api.schemas import NONE_CHOSEN, ResultStatus
 from job_api.text import MAX_PATH_BYTES, clean_text
 
 # Endings, in lower case, of files that say they are pictures; SVG and PDF among them, to be told they are not read.
@@ -36,6 +36,13 @@ class NoImages(SourceError):
     """The directory is not there, or there is no image in it."""
 
     reason = "no-images"
+    retryable = False
+
+
+class NoneChosen(SourceError):
+    """There are images in the directory, and the project's patterns choose none of them."""
+
+    reason = NONE_CHOSEN
     retryable = False
 
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_TRANSACTION = 500
 ROWS_PER_POST = 200
+# Well below the largest body that a service takes (32 MB), whatever the rows hold.
+BYTES_PER_POST = 8_000_000
 
 
 class Keeper:
@@ -122,7 +124,7 @@ class Keeper:
         if holding.spool is None:
             return None
         try:
-            kept = holding.spool.oldest_rows(holding.lease, ROWS_PER_POST)
+            kept = holding.spool.oldest_rows(holding.lease, ROWS_PER_POST, BYTES_PER_POST)
         except SpoolError as error:
             if holding.adopted:
                 # The job is another's to do; a failure under this lease would take it back, and charge it.

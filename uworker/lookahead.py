@@ -8,6 +8,7 @@ that a read that hangs keeps one place and not the room. A job for another engin
 of engines takes half a minute, and the room could be full of images that nobody may take.
 """
 
+import hashlib
 import itertools
 import threading
 import time
@@ -181,6 +182,8 @@ class Lookahead:
 
     def settle(self, read: Read, outcome: bytes | Verdict | Exception) -> None:
         """What has come of a read."""
+        # By the thread that has read it, and while no other waits for the lock.
+        sha256 = hashlib.sha256(outcome).hexdigest() if isinstance(outcome, bytes) else ""
         with self._lock:
             if self._stopped:
                 return
@@ -192,7 +195,7 @@ class Lookahead:
                 self._learn_size(outcome)
             if isinstance(outcome, bytes):
                 task = ImageTask(next(self._task_ids), read.image.name, outcome)
-                slot.image = ReadImage(reading.holding, task)
+                slot.image = ReadImage(reading.holding, task, sha256)
                 reading.holding.expect(task.task_id)
                 self._bytes += len(outcome) - slot.size
                 slot.size = len(outcome)

@@ -33,7 +33,7 @@ class Pacer:
         self._bearable_threads: int | None = None
         self._blind = False
         self.threads = plan.threads * (plan.processes if plan.fixed else 1)
-        """Images that may be recognised at once, loaded or not."""
+        """Threads that may recognise at once, loaded or not."""
         self.machine_load = MachineLoad()
         """What the worker tells of its machine; without the speed."""
 
@@ -67,8 +67,9 @@ class Pacer:
         load = self._sampler.load
         if load is None:
             return
-        if supervisor.retiring:
-            # The memory of those that retire comes back when they have ended, and shows in the mean after that.
+        if supervisor.retiring or supervisor.at_work > supervisor.limit:
+            # The memory of those that retire comes back when they have ended, and shows in the mean after that; threads
+            # that are one too many end their work when they have answered for what they had in advance.
             self._changed_at = now
         if supervisor.outstanding() <= supervisor.limit:
             self._short_at = now

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from job_api.client import Client, ClientError, LeaseLost, NotFound
+from job_api.listing import ImageChoice
 from uworker.asking import Asker
 from uworker.holding import Holding
-from uworker.images import Source, SourceDenied, SourceError, Verdict
+from uworker.images import NoneChosen, Source, SourceDenied, SourceError, Verdict
 from uworker.lookahead import MAX_IMAGES_AHEAD, MAX_LISTED_AHEAD, Lookahead
 from uworker.readings import ReadImage, Reading, Unwanted
 from uworker.settings import WorkerSettings
@@ -60,9 +61,11 @@ class Reader:
         may_add: Callable[[], bool] = lambda: True,
         source_of: Callable[[str], Source] | None = None,
     ) -> None:
+        self.sources = Sources(settings)
+        """What this worker may read, and what of it is open."""
         self._on_change = on_change
         self._may_add = may_add
-        self._source_of = source_of or Sources(settings).open
+        self._source_of = source_of or self.sources.open
         self._asker = Asker(client, self._hear)
         self._ahead = Lookahead(settings.max_image_bytes)
         self._lock = threading.Lock()
@@ -171,11 +174,16 @@ class Reader:
             self._on_change()
 
     def _list(self, reading: Reading, done: set[str]) -> int:
-        """Have all images read that are not done; returns how many there are with those."""
+        """Have all images read that are wanted and not done; returns how many are wanted."""
         holding = reading.holding
         source = self._source_of(holding.lease.source)
-        count = 0
+        choice = ImageChoice(holding.lease.image_include, holding.lease.image_exclude)
+        count = passed_over = 0
         for image in source.list_images(holding.lease.directory):
+            if not choice.wants(image.name):
+                passed_over += 1
+                self._ahead.check(reading)
+                continue
             count += 1
             if image.name in done:
                 self._ahead.check(reading)
@@ -186,6 +194,8 @@ class Reader:
             else:
                 self._ahead.add(reading, source, image)
             self._make_rows(reading)
+        if not count:
+            raise NoneChosen(f"the project's image_include and image_exclude leave none of its {passed_over} images")
         if done:
             log.info("%s: %d of %d images are done already", holding, count - reading.count, count)
         with self._lock:

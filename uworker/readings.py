@@ -19,10 +19,11 @@ class Unwanted(Exception):
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image whose bytes are in memory, and the job it belongs to."""
+    """An image whose bytes are in memory, their SHA-256 in hex, and the job it belongs to."""
 
     holding: Holding
     task: ImageTask
+    sha256: str
 
 
 @dataclass(eq=False)

@@ -3,32 +3,38 @@
 The supervisor starts it as `python -m uworker.recogniser FD`, FD being its end of a socket pair. Over the socket go
 whole messages, framed by `multiprocessing.connection.Connection` and never pickled:
 
-- in: the configuration (JSON), then for each image a header `{"task_id": 1}` and after it the file's bytes;
-- out: `{"kind": "ready", "run": {...}}` or `{"kind": "cannot_load", "message": "..."}`, then for each image
-  `{"kind": "started", "task_id": 1}` before it is touched and `{"kind": "finished", "task_id": 1, "row": {...}}`, which
-  where something was raised over the image has the fields of `tasks.Fault` in `fault`, for the log. `{"kind": "alive"}`
-  once a second: one that is missing tells that native code keeps Python from running.
+- in: the configuration (JSON), then for each image a header `{"task_id": 1}` and after it the file's bytes; one with
+  `"more": true` is followed by the next of the same unit, which one thread takes whole;
+- out: `{"kind": "ready", "run": {...}, "max_batch": 1}` or `{"kind": "cannot_load", "message": "..."}`, then for each
+  image `{"kind": "started", "task_id": 1}` before it is touched and `{"kind": "finished", "task_id": 1, "row": {...}}`,
+  which where something was raised over the image has the fields of `tasks.Fault` in `fault`, for the log. Images of one
+  batch have the id of its first image in `batch` of `started`; one that is started again is tried alone, since the
+  engine has answered none of its batch. `{"kind": "alive"}` once a second: one that is missing
+  tells that native code keeps Python from running.
+
+Each thread waits for a unit, or else for one image, and takes with that, without waiting, its share of those there are,
+as many as the engine is handed at once at most: with few images all threads work, and each image is answered as soon as
+it can be.
 
 When the socket closes, the process ends at once: it never outlives its supervisor.
 """
 
 import ctypes
-import hashlib
 import json
+import math
 import os
-import queue
+import re
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job_api.text import MAX_SMILES_CHARS, MAX_TRACEBACK_CHARS, clean_text
+from job_api.text import clean_text
 from uworker.noise import quieten
 
 if TYPE_CHECKING:
@@ -41,9 +47,41 @@ EXIT_CRASHED = 1
 EXIT_CANNOT_LOAD = 3
 
 _PR_SET_PDEATHSIG = 1
-_MAX_CHAIN = 10
 
-Tasks = queue.SimpleQueue[tuple[int, bytes]]
+
+class Tasks:
+    """Images that wait for a thread, by their ids; several threads take them."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._units: deque[list[tuple[int, bytes]]] = deque()
+        self._coming: list[tuple[int, bytes]] = []
+        """Of a unit that is not here in full."""
+        self._has_some = threading.Condition()
+
+    def put(self, task_id: int, data: bytes, *, more: bool = False) -> None:
+        """Add an image; `more` of its unit follow, and until then it waits for them."""
+        with self._has_some:
+            if more:
+                self._coming.append((task_id, data))
+                return
+            if self._coming:
+                self._units.append([*self._coming, (task_id, data)])
+                self._coming = []
+            else:
+                self._waiting.append((task_id, data))
+            self._has_some.notify()
+
+    def take(self, most: int) -> list[tuple[int, bytes]]:
+        """Wait for a unit, or for a thread's share, at most `most`, of the images that wait and are in none."""
+        with self._has_some:
+            while not self._units and not self._waiting:
+                self._has_some.wait()
+            if self._units:
+                return self._units.popleft()
+            share = math.ceil(len(self._waiting) / self._threads)
+            return [self._waiting.popleft() for _ in range(min(share, most))]
 
 
 class Channel:
@@ -66,7 +104,7 @@ class Channel:
         try:
             while True:
                 header = json.loads(self._connection.recv_bytes())
-                tasks.put((header["task_id"], self._connection.recv_bytes()))
+                tasks.put(header["task_id"], self._connection.recv_bytes(), more=header.get("more", False))
         except (EOFError, OSError):
             os._exit(EXIT_STOPPED)
 
@@ -83,18 +121,16 @@ def main(argv: list[str]) -> None:
     except (EOFError, OSError):
         os._exit(EXIT_STOPPED)
     channel = Channel(connection)
-    tasks: Tasks = queue.SimpleQueue()
+    tasks = Tasks(config["threads"])
     threading.Thread(target=channel.read_tasks, args=(tasks,), daemon=True).start()
-    engine = _load_or_exit(config, channel)
+    engine, max_batch, run = _load_or_exit(config, channel)
     threads = [
-        threading.Thread(target=_serve, args=(engine, config["max_pixels"], tasks, channel))
+        threading.Thread(target=_serve, args=(engine, max_batch, config["max_pixels"], tasks, channel))
         for _ in range(config["threads"])
     ]
     for thread in threads:
         thread.start()
-    run = {"engine": engine.name, "engine_version": engine.version}
-    run |= {"weights": engine.weights, "weights_sha256": engine.weights_sha256}
-    channel.send({"kind": "ready", "run": run})
+    channel.send({"kind": "ready", "run": run, "max_batch": max_batch})
     while True:
         time.sleep(ALIVE_SECONDS)
         channel.send({"kind": "alive"})
@@ -109,15 +145,17 @@ def _leave_signals_to_the_supervisor() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _load_or_exit(config: dict[str, Any], channel: Channel) -> "Engine":
+def _load_or_exit(config: dict[str, Any], channel: Channel) -> tuple["Engine", int, dict[str, Any]]:
+    """Return the engine, how many images it is handed at once at most, and the fields of `schemas.EngineRun`."""
     try:
         # Imported here so that a broken installation is told to the supervisor like any engine that will not load.
-        from uworker import chemistry, screening  # noqa: PLC0415
-        from uworker.engines import find_loader  # noqa: PLC0415
+        from job_api import chemistry  # noqa: PLC0415
+        from uworker import answering, screening  # noqa: PLC0415
 
         screening.silence_warnings()
         chemistry.check_smiles("C")
-        return find_loader(config["engine"])(config["engine_options"], Path(config["weights_home"]), config["threads"])
+        engine = _load(config)
+        return engine, answering.max_batch_of(engine), _run_of(engine)
     except Exception as error:  # noqa: BLE001 (whatever it is: the engine cannot be used)
         traceback.print_exc()
         sys.stderr.flush()
@@ -125,110 +163,56 @@ def _load_or_exit(config: dict[str, Any], channel: Channel) -> "Engine":
         os._exit(EXIT_CANNOT_LOAD)
 
 
-def _serve(engine: "Engine", max_pixels: int, tasks: Tasks, channel: Channel) -> None:
+def _load(config: dict[str, Any]) -> "Engine":
+    from uworker.engines import find_loader  # noqa: PLC0415 (NumPy)
+
+    if config["command"] is not None:
+        from uworker.commands import EngineCommand  # noqa: PLC0415
+        from uworker.engines import command  # noqa: PLC0415
+
+        return command.load(EngineCommand(**config["command"]), config["engine_options"])
+    return find_loader(config["engine"])(config["engine_options"], Path(config["weights_home"]), config["threads"])
+
+
+def _run_of(engine: "Engine") -> dict[str, Any]:
+    """What the engine says of itself, as rows can have it.
+
+    Raises:
+        EngineLoadError: rows cannot have it.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415 (told to the supervisor where it is not there)
+
+    from job_api.schemas import EngineRun  # noqa: PLC0415
+    from uworker.engines import EngineLoadError  # noqa: PLC0415
+
+    # Engines that people have written may be older than the attribute, and mean another thing by the name.
+    prepared = getattr(engine, "prepared", None)
+    is_digest = isinstance(prepared, str) and re.fullmatch("[0-9a-f]{64}", prepared) is not None
+    try:
+        run = EngineRun(
+            engine=engine.name,
+            engine_version=engine.version,
+            weights=engine.weights,
+            weights_sha256=engine.weights_sha256,
+            prepared=prepared if is_digest else None,
+        )
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise EngineLoadError(f"what the engine says of itself cannot be in a row: {wrong}") from error
+    return run.model_dump(mode="json", exclude={"snapshot"})
+
+
+def _serve(engine: "Engine", max_batch: int, max_pixels: int, tasks: Tasks, channel: Channel) -> None:
     """Answer images until the process ends."""
+    from uworker import answering  # noqa: PLC0415 (Pillow, RDKit)
+
     try:
         while True:
-            task_id, data = tasks.get()
-            channel.send({"kind": "started", "task_id": task_id})
-            channel.send(_finish(engine, task_id, data, max_pixels))
-    except BaseException:  # noqa: BLE001 (a thread that ended alone would leave its image unanswered)
+            answering.answer(engine, tasks.take(max_batch), max_pixels, channel.send)
+    except BaseException:  # noqa: BLE001 (a thread that ended alone would leave its images unanswered)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(EXIT_CRASHED)
-
-
-def _finish(engine: "Engine", task_id: int, data: bytes, max_pixels: int) -> dict[str, Any]:
-    """Return the message that says what became of an image."""
-    # Written out at once: an exception holds on to the image's pixels.
-    faults: list[dict[str, str]] = []
-    row = recognise(engine, data, max_pixels, lambda error: faults.append(_fault(error)))
-    message = {"kind": "finished", "task_id": task_id, "row": row}
-    return message | {"fault": faults[0]} if faults else message
-
-
-def recognise(engine: "Engine", data: bytes, max_pixels: int, on_error: Callable[[Exception], None]) -> dict[str, Any]:
-    """Return what becomes of one image: the fields of `schemas.NewResult` but for `image`, ready for JSON.
-
-    What the engine or RDKit raises is told `on_error`, and is in the row in one line.
-    """
-    from uworker import screening  # noqa: PLC0415 (Pillow)
-
-    began = time.monotonic()
-    screened = screening.screen(data, max_pixels)
-    row: dict[str, Any] = {
-        "engine": engine.name,
-        "status": screened.status,
-        "image_sha256": hashlib.sha256(data).hexdigest(),
-        "width": screened.width,
-        "height": screened.height,
-        "frames": screened.frames,
-        "error_message": screened.error_message and clean_text(screened.error_message),
-    }
-    if screened.pixels is not None:
-        row |= _answer(engine, screened.pixels, on_error)
-    row["duration_ms"] = round((time.monotonic() - began) * 1000)
-    return row
-
-
-def _answer(engine: "Engine", pixels: Any, on_error: Callable[[Exception], None]) -> dict[str, Any]:
-    from uworker import chemistry  # noqa: PLC0415 (RDKit)
-
-    try:
-        recognition = engine.recognise(pixels)
-    except Exception as error:  # noqa: BLE001 (an engine may raise anything; it costs this image only)
-        on_error(error)
-        return {"status": "engine_error", "error_message": clean_text(_reason(error))}
-    confidence = chemistry.confidence_of(probability for _, probability in recognition.tokens)
-    truncated = chemistry.is_truncated(recognition.smiles, recognition.tokens)
-    fields: dict[str, Any] = {
-        "confidence": confidence.geometric_mean,
-        "confidence_mean": confidence.mean,
-        "confidence_min": confidence.minimum,
-        "n_tokens": confidence.n_tokens,
-        "truncated": truncated,
-    }
-    if not recognition.smiles.strip():
-        return fields | {"status": "engine_error", "error_message": "the engine answered with an empty SMILES"}
-    fields |= {"status": "recognised", "smiles": clean_text(recognition.smiles, MAX_SMILES_CHARS)}
-    try:
-        checked = chemistry.check_smiles(recognition.smiles)
-    except Exception as error:  # noqa: BLE001 (the answer stands, also where RDKit fails on it)
-        on_error(error)
-        return fields | {"error_message": clean_text(f"RDKit: {_reason(error)}")}
-    return fields | {
-        "is_valid": checked.is_valid,
-        "canonical_smiles": checked.canonical_smiles,
-        "inchikey": checked.inchikey,
-        "formula": checked.formula,
-        "flags": sorted({*checked.flags, "truncated"} if truncated else checked.flags),
-    }
-
-
-def _reason(error: BaseException) -> str:
-    """Say what an exception says; DECIMER raises a bare `Exception('')` whose context holds the reason."""
-    if not str(error) and error.__context__ is not None:
-        return _reason(error.__context__)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _fault(error: BaseException) -> dict[str, str]:
-    """Return the fields of `tasks.Fault`: those of one kind have the same origin, whatever they say."""
-    kind = " after ".join(f"{type(e).__name__} at {_origin(e)}" for e in islice(_chain(error), _MAX_CHAIN))
-    # Of a long one the end is kept: it says what happened.
-    return {"kind": kind, "traceback": "".join(traceback.format_exception(error))[-MAX_TRACEBACK_CHARS:]}
-
-
-def _origin(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the exception, and those in whose handling it arose."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":

@@ -61,8 +61,7 @@ class ResultsFile:
         self._entries.execute("COMMIT")
 
     def _kept(self, row: DoneResult) -> tuple[str | None, str, str, str]:
-        name = row.image.rpartition("/")[2]
-        parts = NameParts() if self._pattern is None else self._pattern.find(name)
+        parts = NameParts() if self._pattern is None else self._pattern.find(row.image)
         self.images += 1
         self._successful += row.status is ResultStatus.RECOGNISED
         self._newest = row.processed_at if self._newest is None else max(self._newest, row.processed_at)
@@ -95,8 +94,7 @@ def _entry(row: DoneResult, parts: NameParts) -> dict[str, Any]:
     recognised = row.status is ResultStatus.RECOGNISED
     confidence = None
     if row.confidence_mean is not None or row.confidence_min is not None:
-        # Those of the single tokens are kept nowhere yet.
-        confidence = {"average": row.confidence_mean, "min": row.confidence_min, "per_token": None}
+        confidence = {"average": row.confidence_mean, "min": row.confidence_min, "per_token": _per_token(row)}
     return {
         "file": row.image,
         "sequence": parts.sequence,
@@ -106,6 +104,13 @@ def _entry(row: DoneResult, parts: NameParts) -> dict[str, Any]:
         "confidence": confidence,
         "error": None if recognised else {"status": row.status.value, "message": row.error_message},
     }
+
+
+def _per_token(row: DoneResult) -> list[tuple[str, float]] | None:
+    """Each token with its probability, as DECIMER gives them; None where the project does not keep them."""
+    if row.tokens is None or row.token_probabilities is None:
+        return None
+    return list(zip(row.tokens, row.token_probabilities, strict=False))
 
 
 def _json(document: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ class Situation:
         processes: Recogniser processes that run or are being started again, without those that retire.
         measured: How many of them are ready and measured.
         retiring: Processes that finish what is in their hands.
-        threads: How many images may be recognised at once now.
+        threads: How many threads may recognise at once now.
         threads_per_process: How many threads each process has.
         images_wait_seconds: For how long there have been more images than threads in use without a break.
         unchanged_seconds: Since the numbers were last changed.
@@ -106,7 +106,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Target:
-    """How many processes there shall be, how many images may be recognised at once, and why.
+    """How many processes there shall be, how many threads may recognise at once, and why.
 
     `bearable_threads`: more of them have filled the memory; None where it was not so. Goes into the next situation.
     """

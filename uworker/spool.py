@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -251,15 +251,20 @@ class Spool:
         with self._reading() as database:
             return [_spooled(row) for row in database.execute(sql.LEASES)]
 
-    def oldest_rows(self, lease: Lease, limit: int) -> SpooledRows | None:
-        """The oldest rows of a lease, as many of them as were made with the same; None when there are none."""
+    def oldest_rows(self, lease: Lease, limit: int, max_bytes: int) -> SpooledRows | None:
+        """The oldest rows of a lease, as many of them as were made with the same; None when there are none.
+
+        A single row may take more than `max_bytes`, several together not.
+        """
         with self._reading() as database:
             key = (lease.job_id, lease.lease_seq)
             found = database.execute(sql.OLDEST_ROWS, (*key, self._posted.get(key, 0), limit)).fetchall()
             if not found:
                 return None
             made_with = found[0][1]
-            same = list(takewhile(lambda row: row[1] == made_with, found))
+            sizes = accumulate(len(text.encode()) for _, _, text in found)
+            fitting = [row for row, size in zip(found, sizes, strict=True) if size <= max_bytes] or found[:1]
+            same = list(takewhile(lambda row: row[1] == made_with, fitting))
             rows = [NewResult.model_validate_json(text) for _, _, text in same]
             return SpooledRows(EngineRun.model_validate_json(made_with), rows, last_id=same[-1][0])
 

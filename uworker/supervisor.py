@@ -1,30 +1,28 @@
 """The recogniser processes of a worker: gives them images, restarts them, and answers for every image exactly once.
 
-Their number may change while they work, and how many images they recognise at once (`scaling` says what it shall be).
+Their number may change while they work, and how many threads recognise at once (`scaling` says what it shall be).
 
 One thread, the one that started the supervisor, calls everything here but `wake`: the kernel is told to end children
 with the thread that started them. Nothing here waits for a child, except `stop`.
 """
 
-import hashlib
 import queue
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from job_api.schemas import EngineRun, ResultStatus
+from job_api.schemas import EngineRun
 from job_api.text import clean_text
+from uworker import aftermath
 from uworker.child import EXIT_CANNOT_LOAD, Child, Events, Gone, Message, Wake, describe_exit
 from uworker.dealing import Dealer
 from uworker.seat import LONGEST_BACKOFF_SECONDS, Seat, Work
-from uworker.tasks import CannotLoad, EngineReady, Fault, Finished, ImageTask, RecogniserConfig, Report
+from uworker.tasks import CannotLoad, EngineReady, Fault, Finished, ImageTask, RecogniserConfig, Report, Room
 
 MAX_DEATHS_BEFORE_READY = 3
 """Children that may die in a row while none was ever ready, before the engine counts as one that cannot load."""
-MAX_DEATHS_UNTOUCHED = 3
-"""Children that may die with an image waiting in their hands before that image is suspected too."""
-
 
 __all__ = ["CannotLoad", "EngineReady", "Finished", "ImageTask", "RecogniserConfig", "Report", "Supervisor"]
 
@@ -71,11 +69,26 @@ class Supervisor:
         self._fill_seats()
 
     def free_slots(self) -> int:
-        """Return how many images may be submitted now: two for each thread in use, so that none runs dry."""
-        if not self.is_working:
-            return 0
-        unwanted = sum(task_id not in self._open for seat in self._seats for task_id in seat.hands)
-        return max(self._dealer.slots(self.processes) - len(self._open) - unwanted, 0)
+        """Return how many images may be submitted now: two, or batches, for each thread in use, so that none runs dry.
+
+        Those that were forgotten keep their place as long as they are in hands.
+        """
+        held = [work.task for work in (*self._open.values(), *self._unwanted())]
+        return max(self._room().limit(sum(len(task.data) for task in held)) - len(held), 0)
+
+    @property
+    def room(self) -> Room:
+        """How many images there may be here, those that are here included, beside those that nobody wants any more."""
+        room, unwanted = self._room(), self._unwanted()
+        # Whoever asks knows of those as little as of their bytes.
+        most = room.limit(sum(len(work.task.data) for work in unwanted))
+        return Room(max(room.images - len(unwanted), 0), max(most - len(unwanted), 0))
+
+    def _room(self) -> Room:
+        return self._dealer.room(self.processes, self._seats) if self.is_working else Room(0, 0)
+
+    def _unwanted(self) -> list[Work]:
+        return [work for seat in self._seats for task_id, work in seat.hands.items() if task_id not in self._open]
 
     def submit(self, task: ImageTask) -> None:
         """Take an image in. Exactly one `Finished` follows, unless it is forgotten or the supervisor stops.
@@ -120,11 +133,16 @@ class Supervisor:
 
     @property
     def limit(self) -> int:
-        """How many images may be recognised at once."""
+        """How many threads may recognise at once."""
         return self._dealer.limit
 
+    @property
+    def at_work(self) -> int:
+        """How many threads may be at work: more than the limit only on images of before it was so low."""
+        return self._dealer.at_work(self._seats)
+
     def resize(self, processes: int, limit: int) -> None:
-        """Have `processes` processes that recognise at most `limit` images at once, both at least one.
+        """Have `processes` processes of which at most `limit` threads recognise at once, both at least one.
 
         Those that are too many retire: they are given nothing any more, finish what is in their hands, and end.
         """
@@ -211,16 +229,17 @@ class Supervisor:
         match content["kind"]:
             case "ready":
                 seat.ready = self._ever_ready = True
+                self._dealer.max_batch = content["max_batch"]
                 self._reports.append(EngineReady(EngineRun.model_validate(content["run"])))
             case "cannot_load":
                 self._give_up(content["message"])
             case "started":
-                seat.started_at[content["task_id"]] = message.heard_at
+                task_id = content["task_id"]
+                seat.start(task_id, content.get("batch", task_id), message.heard_at)
             case "finished":
                 seat.failures = 0
-                seat.started_at.pop(content["task_id"], None)
                 fault = Fault(**content["fault"]) if "fault" in content else None
-                self._finish(seat.hands.pop(content["task_id"]), content["row"], fault)
+                self._finish(seat.take_out(content["task_id"]), content["row"], fault)
 
     def _bury(self, seat: Seat, gone: Gone) -> None:
         """Empty the seat of a dead process and decide what becomes of the images in its hands."""
@@ -246,39 +265,17 @@ class Supervisor:
                 self._give_up(
                     f"{self._deaths_before_ready} recognisers in a row died while loading, the last: {ending}"
                 )
-        again = [
-            work for work in seat.hands.values() if self._is_wanted(work) and not self._condemn(seat, work, ending)
-        ]
+        again = []
+        for work in [work for work in seat.hands.values() if self._is_wanted(work)]:
+            row = aftermath.judge(seat, work, ending, self._config.image_timeout_seconds)
+            if row is None:
+                again.append(work)
+            else:
+                self._finish(work, row)
         self._dealer.take_back(again)
         seat.vacate(time.monotonic())
         if seat.retiring or left_for_memory:
             self._seats.remove(seat)
-
-    def _condemn(self, seat: Seat, work: Work, ending: str) -> bool:
-        """Finish an image that its process cannot have survived, or else say whether it must be alone next time."""
-        task_id = work.task.task_id
-        if task_id in seat.overdue and seat.mute and len(seat.overdue) > 1:
-            work.solo = True
-            return False
-        if task_id in seat.overdue:
-            limit = self._config.image_timeout_seconds
-            self._fail(work, ResultStatus.TIMEOUT, f"not recognised within {limit:g} s", limit)
-            return True
-        if seat.doomed:
-            return False  # killed for another image's sake
-        work.deaths += 1
-        touched = task_id in seat.started_at
-        if work.solo and (touched or work.deaths > MAX_DEATHS_UNTOUCHED):
-            message = f"the recogniser died on this image, tried alone ({ending})"
-            self._fail(work, ResultStatus.CRASHED, message)
-            return True
-        work.solo = work.solo or touched or work.deaths >= MAX_DEATHS_UNTOUCHED
-        return False
-
-    def _fail(self, work: Work, status: ResultStatus, message: str, seconds: float | None = None) -> None:
-        row = {"status": status.value, "error_message": message}
-        row["image_sha256"] = hashlib.sha256(work.task.data).hexdigest()
-        self._finish(work, row if seconds is None else row | {"duration_ms": round(seconds * 1000)})
 
     def _finish(self, work: Work, row: dict[str, Any], fault: Fault | None = None) -> None:
         if self._is_wanted(work):
@@ -321,6 +318,7 @@ class Supervisor:
             "threads": config.threads,
             "weights_home": str(config.weights_home),
             "max_pixels": config.max_pixels,
+            "command": None if config.command is None else asdict(config.command),
         }
         try:
             seat.child = Child(message, config.weights_home, self._events, self._on_line)

@@ -4,19 +4,20 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from job_api.locations import SCHEMES, Location, locate
+from job_api.locations import SCHEMES
 from job_api.schemas import Lease
-from job_api.stores import BadKey, BadLocation, Denied, Store, StoreError, open_store
-from uworker.images import SourceError, SourceNotAllowed, SourceUnsupported, StorageFault
+from job_api.stores import BadKey, Denied, Store, StoreError
+from uworker.images import SourceError, SourceNotAllowed, StorageFault
 from uworker.results_file import FILE_NAME
 from uworker.settings import WorkerSettings
+from uworker.sources import Sources
+from uworker.sources.local import LocalSource
+from uworker.sources.objects import ObjectSource
 
-MAX_STORES = 32
 MAX_WHOLE_BYTES = 5_000_000
 NOT_PERMITTED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 # What file systems say that know no fsync of a directory.
@@ -25,6 +26,7 @@ ADVICE = (
     "let the workers write there, or turn results_file off for the project (PUT /v4/PROJECT with "
     '{"results_file": false})'
 )
+NO_WEB = f"{FILE_NAME} cannot be written to a web server, which is this project's source; {ADVICE}"
 
 
 class SourceReadOnly(SourceError):
@@ -56,41 +58,38 @@ def require_writable(lease: Lease, settings: WorkerSettings) -> None:
     """
     on_the_web = SCHEMES.get(lease.source.partition(":")[0].lower()) == "http"
     if lease.results_file and on_the_web and settings.source_root is None:
-        raise SourceReadOnly(f"{FILE_NAME} cannot be written to a web server, which is this project's source; {ADVICE}")
+        raise SourceReadOnly(NO_WEB)
 
 
-def open_target(lease: Lease, settings: WorkerSettings) -> Target:
-    """Where the results file of a lease goes, as this worker sees it.
-
-    Whether the worker may go there at all was judged before its images were listed.
+def open_target(lease: Lease, sources: Sources) -> Target:
+    """Where the results file of a lease goes: to where its images are read, with what they are read with.
 
     Raises:
-        SourceError: the worker does not know how to write there, or nothing can be written there.
+        SourceError: the worker may not go there, or does not know how, or nothing can be written there.
     """
-    require_writable(lease, settings)
-    if settings.source_root is not None:
-        return LocalTarget(settings.source_root)
-    try:
-        location = locate(lease.source)
-    except BadLocation as error:
-        raise SourceUnsupported(str(error)) from None
-    return LocalTarget(Path("/", location.prefix)) if location.kind == "file" else StoreTarget(location)
+    match sources.open(lease.source):
+        case LocalSource() as source:
+            return LocalTarget(Path(source.root))
+        case ObjectSource() as source:
+            return StoreTarget(source.store)
+        case _:
+            raise SourceReadOnly(NO_WEB)
 
 
 class StoreTarget:
-    """Object storage, with the credentials of this worker's environment.
+    """Object storage.
 
     Args:
-        location: a container or bucket, or a folder in it.
+        store: a container or bucket, or a folder in it.
     """
 
-    def __init__(self, location: Location) -> None:
-        self._location = location
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def write(self, lease: Lease, chunks: Iterable[bytes]) -> None:
         """See `Target`. An object takes its place when its last byte has arrived, and not before."""
         try:
-            _store(self._location).write(f"{lease.directory}/{FILE_NAME}", _whole_if_small(chunks))
+            self._store.write(f"{lease.directory}/{FILE_NAME}", _whole_if_small(chunks))
         except StoreError as error:
             advice = f"; {ADVICE}" if isinstance(error, Denied | BadKey) else ""
             raise StorageFault(f"{FILE_NAME} cannot be written: {error}{advice}") from None
@@ -105,12 +104,6 @@ def _whole_if_small(chunks: Iterable[bytes]) -> bytes | Iterable[bytes]:
         if size > MAX_WHOLE_BYTES:
             return chain(begun, rest)
     return b"".join(begun)
-
-
-@lru_cache(MAX_STORES)
-def _store(location: Location) -> Store:
-    """Opened once: with a store go its connections, and a credential that may have to be asked for."""
-    return open_store(location)
 
 
 class LocalTarget:

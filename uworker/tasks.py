@@ -1,10 +1,44 @@
 """What a worker's loop and its supervisor say to each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from job_api.schemas import EngineRun
+from uworker.commands import EngineCommand
+
+MAX_BATCHED_BYTES = 64_000_000
+"""What images that are in hand for the sake of full batches may come to; drawings have some ten kilobytes each."""
+
+
+def engine_key(engine: str, options: Mapping[str, Any]) -> tuple[str, str]:
+    """What recognisers must be loaded with for a job; jobs of equal keys share them."""
+    return engine, repr(sorted(options.items()))
+
+
+@dataclass(frozen=True)
+class EngineOrder:
+    """The recognisers that a worker wants: the engine of a job, and limits of the worker's own.
+
+    Attributes:
+        engine: Name of the engine.
+        engine_options: The engine's own options.
+        max_pixels: See `uworker.screening.screen`.
+        image_timeout_seconds: See `RecogniserConfig`.
+        weights_sha256: The only weights to accept; None: any.
+    """
+
+    engine: str
+    engine_options: dict[str, Any]
+    max_pixels: int
+    image_timeout_seconds: float
+    weights_sha256: str | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Whose jobs these recognisers are for."""
+        return engine_key(self.engine, self.engine_options)
 
 
 @dataclass(frozen=True)
@@ -14,12 +48,13 @@ class RecogniserConfig:
     Attributes:
         engine: Name of the engine.
         engine_options: The engine's own options.
-        threads: Images that one process recognises at once.
+        threads: How many of a process's threads recognise, each an image or a batch at a time.
         weights_home: Where the weights are, complete and checked.
         max_pixels: See `uworker.screening.screen`.
         image_timeout_seconds: From when a process takes an image up until it must have answered.
         load_timeout_seconds: From a process's start until it must be ready.
         end_timeout_seconds: From when a retiring process is told to end until it must be gone.
+        command: What the engine is, where it is a program of this machine.
     """
 
     engine: str
@@ -30,6 +65,7 @@ class RecogniserConfig:
     image_timeout_seconds: float
     load_timeout_seconds: float = 600
     end_timeout_seconds: float = 10
+    command: EngineCommand | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +76,29 @@ class ImageTask:
     name: str
     data: bytes
     solo: bool = False
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many images recognisers may have, in hand or waiting.
+
+    Attributes:
+        images: However large they are.
+        most: As long as all of them together have less than `MAX_BATCHED_BYTES`: as many as fill the batches of an
+            engine that is handed several at once. Equal to `images` where there is none.
+    """
+
+    images: int
+    most: int
+
+    def limit(self, held_bytes: int) -> int:
+        """Return how many they may have, where those that they have are of so many bytes."""
+        return self.most if held_bytes < MAX_BATCHED_BYTES else self.images
+
+    @property
+    def for_batches(self) -> int:
+        """How many of them are for batches alone."""
+        return self.most - self.images
 
 
 @dataclass(frozen=True)
@@ -71,6 +130,13 @@ class CannotLoad:
     """The engine cannot be loaded on this machine. Said once; no process is started any more."""
 
     message: str
+
+
+def words_of(run: EngineRun) -> str:
+    """What rows are made with, for the log: the engine, its weights, and the prepared model where there is one."""
+    digest = "" if run.weights_sha256 is None else f" ({run.weights_sha256[:12]})"
+    prepared = "" if run.prepared is None else f", prepared model: {run.prepared[:12]}"
+    return f"{run.engine} {run.engine_version}, weights: {run.weights}{digest}{prepared}"
 
 
 Report = Finished | EngineReady | CannotLoad

@@ -5,8 +5,8 @@ names; what is put there looks to the package like its own download. The package
 and no checksum, so it must never come to download: `ensure_weights` runs before any recogniser starts.
 """
 
-import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,8 +16,10 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 from job_api.text import clean_text
+from uworker.prepared import files as prepared_files
+from uworker.prepared.files import digest_of_lines, model_name, sha256_of
 
-FOLDER = "DECIMER-V2"
+FOLDER = prepared_files.FOLDER
 # As in DECIMER/decimer.py (`model_urls`) of decimer 2.8.1, which this module must not import.
 MODEL_URLS = {
     "DECIMER": "https://zenodo.org/record/8300489/files/models.zip",
@@ -25,11 +27,16 @@ MODEL_URLS = {
 }
 HOST = "https://zenodo.org"
 
+log = logging.getLogger(__name__)
+
 _TOKENIZER = PurePosixPath("assets/tokenizer_SMILES.pkl")
 _NAME_FILE = "weights.json"
 _URL_FILE = ".model_url"
 _VERIFIED_FILE = ".verified"
 _MAX_NAME_CHARS = 200
+
+TURNED_OFF = "a prepared model is turned off by UWORKER_PREPARED or the project's engine_options"
+AS_SHIPPED_IS_WANTED = f"{TURNED_OFF}; turn it on, or build the snapshot with --as-shipped"
 
 Progress = Callable[[str, int, int | None], None]
 """Told file name, bytes so far, and bytes in all where the host says how many."""
@@ -63,6 +70,7 @@ def ensure_weights(
     pinned_sha256: str | None,
     on_progress: Progress,
     base_url: str = HOST,
+    prepared_will_do: bool = False,
 ) -> Weights:
     """Return the weights below `home`, downloading what is missing.
 
@@ -72,14 +80,17 @@ def ensure_weights(
         pinned_sha256: The only digest (of `Weights.sha256`) to accept.
         on_progress: Told of a download's progress, about every 8 MiB.
         base_url: Stands in for https://zenodo.org, as a mirror or in tests.
+        prepared_will_do: Where only a prepared model is there, take the weights that it was made of as found.
 
     Raises:
         WeightsError: they cannot be had, or their digest is not the pinned one. Nothing has been unpickled.
     """
     try:
-        if _missing(home, hand_drawn):
+        found = find_prepared_weights(home, hand_drawn=hand_drawn) if prepared_will_do else None
+        is_prepared_alone = found is not None
+        if found is None and _missing(home, hand_drawn):
             _download_missing(home, hand_drawn, on_progress, base_url)
-        found = find_weights(home, hand_drawn=hand_drawn)
+        found = found or find_weights(home, hand_drawn=hand_drawn)
     except OSError as error:
         raise WeightsError(f"DECIMER's weights below {home / FOLDER}: {error}") from error
     if found is None:
@@ -91,7 +102,8 @@ def ensure_weights(
             f"DECIMER's weights below {home / FOLDER} have sha256 {found.sha256}, "
             f"but {pinned_sha256.lower()} is pinned; remove them to have them downloaded again, or change the pin"
         )
-    return Weights(found.name, found.sha256, found.home, verified=True)
+    # A prepared model says itself what it was made of.
+    return Weights(found.name, found.sha256, found.home, verified=not is_prepared_alone)
 
 
 def find_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
@@ -106,14 +118,28 @@ def find_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
         return None
     lines = {model: _lines(model_directory(home, model)) for model in _models(hand_drawn)}
     verified = all(
-        _read(model_directory(home, model) / _VERIFIED_FILE) == _digest_of(lines[model])
+        _read(model_directory(home, model) / _VERIFIED_FILE) == digest_of_lines(lines[model])
         for model in _models(hand_drawn)
     )
     read = lines["DECIMER"]
     if hand_drawn:
         read = lines["DECIMER_HandDrawn"] | {f"DECIMER_model/{_TOKENIZER}": lines["DECIMER"][str(_TOKENIZER)]}
-    name = _name_of(model_directory(home, "DECIMER_HandDrawn" if hand_drawn else "DECIMER"))
-    return Weights(name, _digest_of(read), home, verified)
+    name = _name_of(model_directory(home, model_name(hand_drawn=hand_drawn)))
+    return Weights(name, digest_of_lines(read), home, verified)
+
+
+def find_prepared_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
+    """Return the weights of which a prepared model was made, where that lies below `home` and they do not."""
+    if not _missing(home, hand_drawn):
+        return None
+    try:
+        found = prepared_files.find_prepared(home, hand_drawn=hand_drawn)
+    except prepared_files.Unusable as why:
+        log.warning("%s", why)
+        return None
+    if found is None:
+        return None
+    return Weights(found.about.weights, found.about.weights_sha256, home, verified=False)
 
 
 def model_directory(home: Path, model: str) -> Path:
@@ -158,19 +184,10 @@ def _name_of(directory: Path) -> str:
 def _lines(directory: Path) -> dict[str, str]:
     """Map the path of each file that counts to its sha256."""
     return {
-        path.relative_to(directory).as_posix(): _sha256_of(path)
+        path.relative_to(directory).as_posix(): sha256_of(path)
         for path in directory.rglob("*")
         if path.is_file() and not path.name.startswith(".") and path.name != _NAME_FILE
     }
-
-
-def _digest_of(lines: dict[str, str]) -> str:
-    return hashlib.sha256(b"".join(f"{path}\0{lines[path]}\n".encode() for path in sorted(lines))).hexdigest()
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- downloading -----------------------------------------------------------------------------------------------
@@ -192,6 +209,11 @@ def _download_missing(home: Path, hand_drawn: bool, on_progress: Progress, base_
                 _download(home, model, on_progress, base_url)
     except (DownloadError, OSError) as error:
         url = MODEL_URLS[model]
+        if find_prepared_weights(home, hand_drawn=hand_drawn) is not None:
+            raise WeightsError(
+                f"{folder} holds a prepared model alone, {model}'s weights cannot be downloaded ({error}), and "
+                f"{AS_SHIPPED_IS_WANTED}"
+            ) from error
         raise WeightsError(
             f"{model}'s weights are not at {model_directory(home, model)} and cannot be downloaded ({error}); "
             f"set HTTPS_PROXY where a proxy is needed, or unpack {url} into {folder} by hand, "
@@ -218,7 +240,7 @@ def _download(home: Path, model: str, on_progress: Progress, base_url: str) -> N
             raise download.DownloadError(f"{url} holds no {fresh.name}/saved_model.pb")
         (fresh / _URL_FILE).write_text(MODEL_URLS[model], encoding="utf-8")
         if md5 is not None:
-            (fresh / _VERIFIED_FILE).write_text(_digest_of(_lines(fresh)), encoding="utf-8")
+            (fresh / _VERIFIED_FILE).write_text(digest_of_lines(_lines(fresh)), encoding="utf-8")
         target = model_directory(home, model)
         if target.exists():
             target.rename(unpacked / "replaced")

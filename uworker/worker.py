@@ -8,18 +8,19 @@ import logging
 import os
 import re
 import secrets
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from typing import Any
+from concurrent import futures
+from datetime import UTC, datetime
 
 from job_api.client import Client, ClientError, Refused, Unreachable
-from job_api.schemas import Lease, MachineLoad, WorkerState
+from job_api.schemas import Lease, MachineLoad, ServerInfo, WorkerState
+from uworker.apart.crew import CrewApart
 from uworker.beside import Scribe
 from uworker.claimer import Claimer
-from uworker.crew import Crew
+from uworker.crew import Crew, plan_for
 from uworker.display import Display
 from uworker.eviction import Eviction
 from uworker.faults import FaultLog
@@ -29,13 +30,14 @@ from uworker.holding import Holding
 from uworker.images import SourceError
 from uworker.journal import Journal, SecretFilter
 from uworker.keeper import Keeper
-from uworker.machine import read_machine
 from uworker.poster import Poster
 from uworker.reader import Reader
-from uworker.scaling import plan
 from uworker.settings import WorkerSettings
+from uworker.signals import EndSignals
+from uworker.state import State, StateFile, WorkerReport
 from uworker.targets import require_writable
-from uworker.tasks import CannotLoad, EngineReady, Finished
+from uworker.tasks import CannotLoad, EngineOrder, EngineReady, Finished, words_of
+from uworker.twins import Twins
 from uworker.weights import WeightsError
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,17 @@ EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE, EXIT_REFUSED, EXIT_QUARANTINED, EXIT_SOUR
 
 LOOP_SECONDS = 0.25
 # Images for each thread that are to wait for it, read or listed: the next job is claimed when there are fewer than the
-# least, and enough to have the most. Of those in its hands and those being posted there are two each.
+# least, and enough to have the most. Of those in its hands and those being posted there are two each, and in its hands
+# as many more as fill the batches of an engine that is handed several at once.
 LEAST_AHEAD, MOST_AHEAD, MOST_HELD = 2, 4, 8
+# Images taken in before the recognisers are listened to again: those that have their answer take no room there.
+MOST_FED = 200
 MAX_ROWS_WAITING = 5_000
 # After which results go to disk; the posting goes on all the same.
 POST_RETRY_SECONDS = 3.0
 RATE_SECONDS = 60.0
+# Without an engine, where it is apart, before what is held is given back.
+ENGINE_AWAY_SECONDS = 600.0
 # An orderly end takes at most the sum of these, well under the 20 s that a spot VM or `docker stop` leaves.
 FLUSH_SECONDS, GOODBYE_SECONDS, JOURNAL_SECONDS = 8.0, 4.0, 3.0
 
@@ -74,8 +81,9 @@ class Worker:
         self.worker_id = new_worker_id(settings.hostname)
         self._bell = threading.Event()
         self._leave = threading.Event()
-        self._signals = 0
         self._exit_code: int | None = None
+        self._why_it_ends = "posting what is finished and giving back the rest"
+        self._state_file = StateFile(settings.state_file)
         self._lock = threading.Lock()
         self._holdings: list[Holding] = []
         self._owners: dict[int, tuple[Holding, str]] = {}
@@ -83,24 +91,18 @@ class Worker:
         self._images_done = 0
         self._finished_at: deque[float] = deque()
         self._faults = FaultLog()
+        self._twins = Twins(self._holds)
         secret_filter = SecretFilter(settings.secrets)
         self._display = Display(secret_filter, settings.log_level)
         self._journal = Journal(self._client(3), self.worker_id, secret_filter)
-        self._crew = Crew(
-            settings,
-            plan(
-                read_machine(),
-                threads_per_process=settings.threads_per_process,
-                processes=settings.processes,
-                start_below=settings.start_below_percent / 100,
-            ),
-            self._wake,
-        )
+        self._crew = self._make_crew()
+        # Not the bell: its lock may be in the hands of the very thread that is interrupted then.
+        self._signals = EndSignals(self._crew.wake)
         self._eviction = Eviction(settings.eviction, settings.metadata_root, self._wake)
         self._reader = Reader(self._client(60), settings, self._wake, self._may_add)
         poster_client = self._client(POST_RETRY_SECONDS)
         self._keeper = Keeper(settings.spool_dir, self.worker_id, poster_client.root, settings.spool_bytes)
-        self._scribe = Scribe(self._client(60), settings, self._wake)
+        self._scribe = Scribe(self._client(60), self._reader.sources, self._wake)
         self._poster = Poster(
             poster_client,
             self._end,
@@ -130,6 +132,11 @@ class Worker:
             on_refusal=self._refuse,
         )
 
+    def _make_crew(self) -> Crew | CrewApart:
+        if self._settings.engine_socket is not None:
+            return CrewApart(self._settings.engine_socket, self.worker_id)
+        return Crew(self._settings, plan_for(self._settings), self._wake)
+
     def _client(self, retry_seconds: float, timeout_seconds: float = 30) -> Client:
         settings = self._settings
         token, password = settings.job_api_token, settings.job_api_password
@@ -147,8 +154,7 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to stop, or with `once` until the queue is empty; returns the exit code."""
-        signal.signal(signal.SIGTERM, self._note_signal)
-        signal.signal(signal.SIGINT, self._note_signal)
+        self._signals.listen()
         with self._display:
             try:
                 heartbeat_seconds = self._reach_service()
@@ -164,14 +170,6 @@ class Worker:
                 self._shut_down()
         return self._exit_code or EXIT_DONE
 
-    def _note_signal(self, _number: int, _frame: Any) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            # Asked twice: the children go with this process, and the leases run out.
-            os._exit(128 + signal.SIGTERM)
-        # Not the bell: its lock may be in the hands of the very thread that is interrupted here.
-        self._crew.wake()
-
     def _wake(self) -> None:
         self._bell.set()
         self._crew.wake()
@@ -179,16 +177,24 @@ class Worker:
 
     def _reach_service(self) -> float | None:
         """Ask the service for its pace; wait for one that is away, or with `once` give up on it."""
-        client = self._client(2)
+        client, doing = self._client(2, timeout_seconds=10), "asking the job service"
         log.info("worker %s, %s, job service %s", self.worker_id, self._crew.plan, self._settings.job_api_root)
         while not self._signals:
+            answer = _ask(client)
+            # Where packets are dropped it takes its time, and this thread must be seen to live and hear signals.
+            while not self._signals and not futures.wait([answer], LOOP_SECONDS).done:
+                self._tell(State.STARTING, doing)
+            if not answer.done():
+                return None
             try:
-                return client.server().heartbeat_seconds
+                return answer.result().heartbeat_seconds
             except Refused as error:
                 self._refuse(error)
                 return None
             except Unreachable as error:
                 log.warning("%s; %s", error, "giving up" if self._once else "trying again")
+                doing = str(error)
+                self._tell(State.STARTING, doing)
                 if self._once:
                     self._exit_code = EXIT_REFUSED
                     return None
@@ -207,6 +213,10 @@ class Worker:
             except WeightsError as error:
                 self._stop_for(EXIT_ENGINE, str(error))
                 return
+            if self._crew.away_seconds >= ENGINE_AWAY_SECONDS and any(not h.adopted for h in self._held()):
+                # Others may do them meanwhile, and whoever starts this worker again has one that waits.
+                self._stop_for(EXIT_ENGINE, f"there has been no engine for {ENGINE_AWAY_SECONDS:g} s")
+                return
             if self._reader.denied is not None:
                 # It would be so for every job; the goodbye gives them back, and none is charged.
                 self._stop_for(EXIT_SOURCE, f"the storage does not let this worker in: {self._reader.denied}")
@@ -218,6 +228,35 @@ class Worker:
             for report in reports or []:
                 self._hear(report)
             self._display.show(jobs=self._jobs_done, images=self._images_done, speed=self._speed(), doing=doing)
+            self._tell(self._state(), self._claimer.trouble or doing)
+
+    def _state(self) -> State:
+        match self._heart.state:
+            case WorkerState.QUARANTINED:
+                return State.QUARANTINED
+            case WorkerState.DRAIN | WorkerState.GONE:
+                return State.DRAINING
+        if not self._claimer.answered:
+            return State.STARTING
+        return State.WORKING if self._held() else State.WAITING
+
+    def _tell(self, state: State, doing: str) -> None:
+        load = self._crew.machine_load
+        self._state_file.show(
+            WorkerReport(
+                worker_id=self.worker_id,
+                state=state,
+                doing=doing,
+                plan=str(self._crew.plan),
+                processes=load.processes or 0,
+                threads=load.threads or 0,
+                project=self._settings.job_api_project,
+                job_api_root=self._settings.job_api_root,
+                jobs_done=self._jobs_done,
+                images_done=self._images_done,
+                updated_at=datetime.now(UTC),
+            )
+        )
 
     def _is_over(self) -> bool:
         if self._signals or self._eviction.notice is not None or self._exit_code is not None:
@@ -235,50 +274,74 @@ class Worker:
 
     def _feed(self) -> str:
         """Give images to the recognisers as long as they take some; says what keeps the rest."""
-        while (image := self._reader.peek()) is not None:
+        if (hindrance := self._crew.hindrance) is not None:
+            return hindrance
+        for _ in range(MOST_FED):
+            if (image := self._reader.peek()) is None:
+                break
             if not self._may_add():
                 return "waiting for the service to take the results"
-            if not self._crew.prepare(image.holding):
+            if not self._crew.prepare(self._order(image.holding)):
                 return "making the engine ready"
             if self._crew.free_slots() <= 0:
                 return "recognising"
             if (taken := self._reader.take()) is not None:
                 self._owners[taken.task.task_id] = (taken.holding, taken.task.name)
-                self._crew.submit(taken.task)
+                if (answered := self._twins.answer(taken)) is not None:
+                    self._finish(answered)
+                elif not self._twins.joins(taken):
+                    self._crew.submit(taken.task)
                 self._claimer.wake()
         return "recognising" if self._owners else "waiting for jobs"
+
+    def _order(self, holding: Holding) -> EngineOrder:
+        lease, settings = holding.lease, self._settings
+        return EngineOrder(
+            engine=lease.engine,
+            engine_options=lease.engine_options,
+            max_pixels=settings.max_pixels,
+            image_timeout_seconds=settings.image_timeout_seconds,
+            weights_sha256=settings.weights_sha256,
+        )
 
     def _forgotten(self) -> set[int]:
         """Images in the recognisers' hands that belong to lost leases."""
         gone = {task_id for task_id, (holding, _) in self._owners.items() if holding.lost}
         for task_id in gone:
             del self._owners[task_id]
-        return gone
+        return self._twins.forget(gone)
 
     def _hear(self, report: Finished | EngineReady | CannotLoad) -> None:
         match report:
-            case Finished(task_id, row):
-                if (owner := self._owners.pop(task_id, None)) is not None:
-                    holding, image = owner
-                    holding.finish(task_id, image, row)
-                    self._faults.note(holding, image, report)
-                    self._images_done += 1
-                    self._finished_at.append(time.monotonic())
-                    self._poster.wake()
+            case Finished():
+                if (owner := self._owners.get(report.task_id)) is not None:
+                    self._faults.note(*owner, report)
+                for finished in (report, *self._twins.finish(report)):
+                    self._finish(finished)
             case EngineReady(run):
-                log.info("a recogniser is ready: %s %s, weights: %s", run.engine, run.engine_version, run.weights)
+                log.info("a recogniser is ready: %s", words_of(run))
                 if self._crew.engine_key is not None:
                     self._poster.use(self._crew.engine_key, run)
             case CannotLoad(message):
                 self._stop_for(EXIT_ENGINE, f"the engine cannot be loaded: {message}")
 
+    def _finish(self, report: Finished) -> None:
+        """An image has its answer; nothing where nobody wants it any more."""
+        if (owner := self._owners.pop(report.task_id, None)) is not None:
+            holding, image = owner
+            holding.finish(report.task_id, image, report.row)
+            self._images_done += 1
+            self._finished_at.append(time.monotonic())
+            self._poster.wake()
+
     def _stop_for(self, exit_code: int, message: str) -> None:
         log.error("%s", message)
-        self._exit_code = exit_code
+        self._exit_code, self._why_it_ends = exit_code, message
 
     def _shut_down(self) -> None:
         """Post what is finished, give back the rest, leave no process; in under 20 s also where nobody answers."""
         began = time.monotonic()
+        self._tell(State.ENDING, self._why_it_ends)
         self._claimer.stop()
         self._reader.stop()
         for report in self._crew.last_reports():
@@ -324,6 +387,10 @@ class Worker:
         with self._lock:
             return list(self._holdings)
 
+    def _holds(self, holding: Holding) -> bool:
+        with self._lock:
+            return holding in self._holdings
+
     def _may_add(self) -> bool:
         return not self._poster.full and self._poster.rows_waiting() < MAX_ROWS_WAITING
 
@@ -335,7 +402,7 @@ class Worker:
         # Filled up in one go: small jobs are claimed several at once.
         if ahead > LEAST_AHEAD * threads:
             return 0
-        room = MOST_HELD * threads - len(self._held())
+        room = MOST_HELD * threads + self._crew.for_batches - len(self._held())
         return max(0, min(self._reader.jobs_for(MOST_AHEAD * threads - ahead), room))
 
     def _take(self, lease: Lease) -> None:
@@ -385,6 +452,20 @@ class Worker:
     def _load(self) -> MachineLoad:
         images_per_second = len(self._finished_at) / RATE_SECONDS
         return self._crew.machine_load.model_copy(update={"images_per_second": images_per_second})
+
+
+def _ask(client: Client) -> "futures.Future[ServerInfo]":
+    """Ask the service for its pace in a thread of its own, which nobody has to wait for."""
+    answer: futures.Future[ServerInfo] = futures.Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(client.server())
+        except BaseException as error:  # noqa: BLE001 (raised again by who wants the answer)
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="first-question", daemon=True).start()
+    return answer
 
 
 def main(settings: WorkerSettings, *, once: bool) -> None:

@@ -1,15 +1,9 @@
 """Measure recognition: `make bench-recognition`, or `python -m benchmarks.recognition --help`."""
 
 import json
-import os
-import platform
-import signal
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,32 +12,55 @@ import psutil
 import typer
 
 from benchmarks import report
-from benchmarks.recognition import replica, worker
-from benchmarks.recognition.contest import Layout, compete
+from benchmarks.recognition import lengths, prepared, replica, worker
+from benchmarks.recognition.contest import Layout, check_length, compete
+from benchmarks.recognition.figures import (
+    FIGURES,
+    FLEET,
+    FLEET_ONE_CORE,
+    NOTE,
+    PLAIN,
+    PREPARED,
+    PREPARED_BATCHED,
+    THREADS,
+    WORKER,
+    WORKER_SHIPPED,
+    figures_of,
+    with_goals,
+)
 from benchmarks.recognition.outcome import Outcome
 from benchmarks.recognition.pictures import Pictures, lay_out
-from benchmarks.report import Figure
 from benchmarks.stage import BenchmarkError
+from uworker.prepared.files import Report
 from uworker.settings import WorkerSettings
 
 IMAGES, QUICK_IMAGES = 48, 6
+PROOF_IMAGES = 24
 # Of the time of all cores; more than that in other hands, and the figures say little.
 DISTURBED = 0.05
 
-FIGURES = (
-    Figure("images_per_second"),
-    Figure("vs_plain_loop", 1.55, field="plain predict_SMILES loop: 1"),
-    Figure("vs_old_fleet", 1.15, field="a process for each core, TensorFlow's defaults: 1"),
-    Figure("worker_overhead", at_most=0.03, field="the same threads without queue and service: 0"),
-    Figure("peak_rss_mb"),
-    Figure("rss_vs_old_fleet", at_most=0.6),
-    Figure("idle_core_share"),
-)
-NOTE = "A share of 1 is all of it. Memory that processes share is counted once."
-
-PLAIN, THREADS, FLEET, FLEET_ONE_CORE, WORKER = "plain", "threads", "fleet", "fleet_one_core", "worker"
 # What is compared with each other most closely stands side by side.
-NAMES = (PLAIN, FLEET, FLEET_ONE_CORE, THREADS, WORKER)
+NAMES = (PLAIN, FLEET, FLEET_ONE_CORE, THREADS, WORKER_SHIPPED, PREPARED, PREPARED_BATCHED, WORKER)
+USUAL = tuple(name for name in NAMES if name != WORKER_SHIPPED)
+# What they are told besides where all is.
+WORKERS: dict[str, dict[str, str]] = {WORKER_SHIPPED: {"UWORKER_PREPARED": "false"}, WORKER: {}}
+BY_LENGTH = (THREADS, PREPARED, PREPARED_BATCHED)
+
+
+@dataclass
+class Measured:
+    """All that was measured.
+
+    Attributes:
+        rounds: what each contestant came to; `workers`: what else there is to be told of workers, by round.
+        proof: how the prepared model was compared with the shipped one, where there is one.
+        by_tokens: what contestants came to, by tokens.
+    """
+
+    rounds: list[dict[str, Outcome]] = field(default_factory=list)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    proof: Report | None = None
+    by_tokens: dict[str, dict[int, Outcome]] = field(default_factory=dict)
 
 
 def say(line: str) -> None:
@@ -56,7 +73,7 @@ def _cache() -> Path:
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"Some of {','.join(NAMES)}, with commas between.")] = ",".join(NAMES),
+    only: Annotated[str, typer.Option(help=f"Some of {','.join(NAMES)}, with commas between.")] = ",".join(USUAL),
     layouts: Annotated[
         str, typer.Option(help="Further processes x threads to measure without the worker: 2x1,1x2,1x4.")
     ] = "",
@@ -66,11 +83,14 @@ def main(
     ] = False,
     images: Annotated[int | None, typer.Option(min=2, help=f"How many images each recognises. [{IMAGES}]")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the medians of the ratios count.")] = 1,
+    tokens: Annotated[
+        str, typer.Option(help=f"Also measure {','.join(BY_LENGTH)} at other lengths of answers: 20,40,80,150.")
+    ] = "",
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the replica of the model is kept for the next time.")
     ] = None,
 ) -> None:
-    """Measure DECIMER by itself, the fleet of old and the worker on the same images: a table, and a line of JSON."""
+    """Measure DECIMER by itself, prepared, and the worker on the same images: a table, and a line of JSON."""
     chosen = only.split(",") if only else []
     if unknown := set(chosen) - set(NAMES):
         raise typer.BadParameter(f"--only knows {', '.join(NAMES)}; not {', '.join(sorted(unknown))}")
@@ -79,50 +99,81 @@ def main(
         if (layout := Layout.parse(text)) is None:
             raise typer.BadParameter(f"--layouts wants something like 2x1,1x2 and not {text}")
         contestants[text] = layout
+    counts = _read_counts(tokens)
     number = images or (QUICK_IMAGES if quick else IMAGES)
-    measured: list[dict[str, Outcome]] = []
-    told: list[dict[str, Any]] = []
+    architecture = replica.SMALL if quick else replica.DECIMER
+    found = Measured()
     try:
-        home = replica.prepare(work_dir or _cache(), replica.SMALL if quick else replica.DECIMER, say)
+        home = replica.prepare(work_dir or _cache(), architecture, say)
         with tempfile.TemporaryDirectory(prefix="dj-bench-") as scratch:
             pictures = lay_out(Path(scratch), number)
+            workers = [name for name in WORKERS if name in chosen]
+            if WORKER in workers or any(layout.prepared for layout in contestants.values()):
+                enough = max(PROOF_IMAGES, prepared.images_needed(architecture.tokens))
+                found.proof = prepared.prepare(home, lay_out(Path(scratch, "proof"), enough).files, say)
             for _ in range(rounds):
-                measured.append(_measure(contestants, home, pictures))
-                if WORKER in chosen:
-                    measured[-1][WORKER], more = worker.recognise(pictures, home)
-                    told.append(more)
-                    _tell(WORKER, measured[-1][WORKER])
+                found.rounds.append(_measure(contestants, home, pictures, architecture.tokens))
+                for name in workers:
+                    found.workers.append(_measure_worker(name, found, home, pictures))
+            if counts:
+                ways = {name: _layouts()[name] for name in BY_LENGTH}
+                more = lay_out(Path(scratch, "lengths"), lengths.images_for(ways, counts))
+                found.by_tokens = lengths.measure(home, architecture.tokens, counts, (ways, more.files), say)
     except BenchmarkError as error:
         raise SystemExit(f"benchmarks: {error}") from None
-    figures = figures_of(measured)
-    report.show(figures, FIGURES, NOTE)
-    rounded = {figure.name: None for figure in FIGURES} | {name: round(value, 4) for name, value in figures.items()}
-    details = [{name: outcome.details() for name, outcome in round_.items()} for round_ in measured]
-    typer.echo(json.dumps({**rounded, "rounds": details, "worker": told, "setting": _setting(number, quick=quick)}))
+    _show(found)
+    setting = report.setting(
+        "decimer",
+        "onnxruntime",
+        images=number,
+        quick=quick,
+        memory_gb=round(psutil.virtual_memory().total / 1e9),
+        tensorflow=replica.tensorflow_version(),
+    )
+    typer.echo(json.dumps(_last_line(found) | {"setting": setting}))
 
 
 def _layouts() -> dict[str, Layout]:
     """What the worker is compared with, for the cores of this machine."""
-    cores = _cores()
+    cores = report.cores()
     per_process = min(cores, WorkerSettings.model_fields["threads_per_process"].default)
     return {
         PLAIN: Layout(1, 1, one_core_per_image=False),
         FLEET: Layout(cores, 1, one_core_per_image=False),
         FLEET_ONE_CORE: Layout(cores, 1),
         THREADS: Layout(-(-cores // per_process), per_process),
+        PREPARED: Layout(1, cores, prepared=True),
+        PREPARED_BATCHED: Layout(1, cores, prepared=True, batched=True),
     }
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _read_counts(text: str) -> list[int]:
+    if not text:
+        return []
+    counts = sorted({int(part) for part in text.split(",") if part.isdecimal()})
+    if len(counts) < len(text.split(",")) or len(counts) < 3 or counts[0] < 1 or counts[-1] > replica.LONGEST:
+        raise typer.BadParameter(f"--tokens wants three numbers or more of 1 to {replica.LONGEST} and not {text}")
+    return counts
 
 
-def _measure(contestants: Mapping[str, Layout], home: Path, pictures: Pictures) -> dict[str, Outcome]:
+def _measure(contestants: Mapping[str, Layout], home: Path, pictures: Pictures, tokens: int) -> dict[str, Outcome]:
     found = {}
     for name, layout in contestants.items():
         found[name] = compete(layout, home, pictures.files)
+        check_length(found[name], tokens)
         _tell(name, found[name])
     return found
+
+
+def _measure_worker(name: str, found: Measured, home: Path, pictures: Pictures) -> dict[str, Any]:
+    """Add a worker to the last round; returns what else there is to be told."""
+    outcome, told = worker.recognise(pictures, home, environment=WORKERS[name])
+    wanted = [str(found.proof and found.proof.prepared)] if name == WORKER else ["None"]
+    if told["prepared"] != wanted:
+        raise BenchmarkError(f"{name} recognised with the models {told['prepared']}, not {wanted}")
+    found.rounds[-1][name] = outcome
+    _tell(name, outcome)
+    return {"name": name, **told}
 
 
 def _tell(name: str, outcome: Outcome) -> None:
@@ -135,43 +186,32 @@ def _tell(name: str, outcome: Outcome) -> None:
         say(f"  other programs took {outcome.cores.others:.0%} of the cores: these figures say little")
 
 
-def figures_of(rounds: list[dict[str, Outcome]]) -> dict[str, float]:
-    """The figures that can be told of what was measured; ratios are made within each round, and their median counts."""
+def _show(found: Measured) -> None:
+    if figures := figures_of(found.rounds, found.proof):
+        report.show(figures, with_goals(found.proof), NOTE)
+    if found.by_tokens:
+        lengths.show("seconds an image", lengths.seconds_of(found.by_tokens))
+        lengths.show("processor seconds an image", lengths.processor_seconds_of(found.by_tokens))
 
-    def middle(part: str, whole: str, kind: str) -> float | None:
-        pairs = [(found[part], found[whole]) for found in rounds if part in found and whole in found]
-        ratios = [getattr(a, kind) / getattr(b, kind) for a, b in pairs]
-        return statistics.median(ratios) if ratios else None
 
-    workers = [found[WORKER] for found in rounds if WORKER in found]
-    kept = middle(WORKER, THREADS, "per_second")
-    figures = {
-        "images_per_second": statistics.median(w.per_second for w in workers) if workers else None,
-        "vs_plain_loop": middle(WORKER, PLAIN, "per_second"),
-        "vs_old_fleet": middle(WORKER, FLEET, "per_second"),
-        "worker_overhead": None if kept is None else 1 - kept,
-        "peak_rss_mb": max(w.peak_bytes for w in workers) / 1e6 if workers else None,
-        "rss_vs_old_fleet": middle(WORKER, FLEET, "peak_bytes"),
-        "idle_core_share": statistics.median(w.cores.idle for w in workers) if workers else None,
+def _last_line(found: Measured) -> dict[str, Any]:
+    figures = figures_of(found.rounds, found.proof)
+    line: dict[str, Any] = {figure.name: None for figure in FIGURES}
+    line |= {name: round(value, 4) for name, value in figures.items()}
+    line["rounds"] = [{name: outcome.details() for name, outcome in round_.items()} for round_ in found.rounds]
+    line["worker"] = found.workers
+    seconds, processor = lengths.seconds_of(found.by_tokens), lengths.processor_seconds_of(found.by_tokens)
+    line["by_tokens"] = {
+        name: {
+            "seconds_per_image": {str(tokens): round(value, 4) for tokens, value in seconds[name].items()},
+            "fit": lengths.fit(seconds[name]),
+            "fit_of_processor_seconds": lengths.fit(processor[name]),
+            "details": {str(tokens): outcome.details() for tokens, outcome in by.items()},
+        }
+        for name, by in found.by_tokens.items()
     }
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def _setting(images: int, *, quick: bool) -> dict[str, Any]:
-    return {
-        "images": images,
-        "quick": quick,
-        "cores": _cores(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "load_average": os.getloadavg(),
-        "decimer": version("decimer"),
-        "tensorflow": version("tensorflow"),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
+    return line
 
 
 if __name__ == "__main__":
-    # Told to stop, it takes what it started with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    typer.run(main)
+    report.run(main)

@@ -1,4 +1,4 @@
-"""Measures the `decimer` package by itself, in one process or several, on images that are given out one by one."""
+"""Measures an engine by itself, in one process or several, on images that are given out one by one or in batches."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from benchmarks.recognition.contestant import NUMBER_BYTES
 from benchmarks.recognition.outcome import Outcome
 from benchmarks.recognition.watch import Watch
 from benchmarks.stage import ROOT, BenchmarkError
+from uworker.prepared.files import find_prepared
 
 LOAD_SECONDS = 600.0
 IMAGE_SECONDS = 120.0
@@ -31,11 +32,15 @@ class Layout:
 
     Args:
         one_core_per_image: TensorFlow uses one thread for each image; otherwise what it does by itself.
+        prepared: the prepared model, without TensorFlow; otherwise the `decimer` package.
+        batched: each thread takes several images at once, as many as the engine reads together.
     """
 
     processes: int
     threads: int
     one_core_per_image: bool = True
+    prepared: bool = False
+    batched: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Layout | None":
@@ -53,8 +58,9 @@ def compete(layout: Layout, home: Path, images: list[Path]) -> Outcome:
         images: files; the first is recognised once more by each process, beforehand, to be warm.
 
     Raises:
-        BenchmarkError: a process ended before its time, or took too long.
+        BenchmarkError: a process ended before its time, took too long, or has loaded another model.
     """
+    prepared = _prepared_below(home) if layout.prepared else None
     with tempfile.NamedTemporaryFile("w") as listed, tempfile.TemporaryFile() as log, ExitStack() as stack:
         json.dump(list(map(str, images)), listed)
         listed.flush()
@@ -65,7 +71,9 @@ def compete(layout: Layout, home: Path, images: list[Path]) -> Outcome:
         started_at = time.monotonic()
         try:
             processes = [
-                stack.enter_context(_contestant(layout, home, Path(listed.name), (tasks_out, reports_in, log)))
+                stack.enter_context(
+                    _contestant(_setting(layout, prepared), home, Path(listed.name), (tasks_out, reports_in, log))
+                )
                 for _ in range(layout.processes)
             ]
         finally:
@@ -73,24 +81,70 @@ def compete(layout: Layout, home: Path, images: list[Path]) -> Outcome:
             os.close(reports_in)
         with Watch(lambda: [process.pid for process in processes]) as watch:
             heard = _Hearing(reports, processes, log)
-            heard.take(layout.processes, LOAD_SECONDS)
+            loaded = heard.take(layout.processes, LOAD_SECONDS)
             ready_at = time.monotonic()
             tasks.write(b"".join(number.to_bytes(NUMBER_BYTES, "big") for number in range(len(images))))
             tasks.close()
             done = heard.take(len(images), IMAGE_SECONDS * len(images))
+    check_loaded(layout, prepared, loaded)
     if sorted(report["image"] for report in done) != list(range(len(images))):
         raise BenchmarkError("not every image was recognised once")
     began, ended = min(report["began"] for report in done), max(report["ended"] for report in done)
-    return Outcome(len(images), ended - began, ready_at - started_at, watch.peak_bytes, watch.shares(began, ended))
+    return Outcome(
+        len(images),
+        ended - began,
+        ready_at - started_at,
+        watch.peak_bytes,
+        watch.shares(began, ended),
+        sum(report["characters"] for report in done),
+        max(report["at_once"] for report in done),
+    )
+
+
+def check_loaded(layout: Layout, prepared: str | None, reports: list[dict[str, Any]]) -> None:
+    """See that each process has loaded the model that is measured: the prepared one of that digest, or TensorFlow's.
+
+    Raises:
+        BenchmarkError: some have not, and their figures would be another's.
+    """
+    if any((report["prepared"], report["tensorflow"]) != (prepared, not layout.prepared) for report in reports):
+        raise BenchmarkError(f"{layout} has loaded another model: {reports}")
+
+
+def check_length(outcome: Outcome, tokens: int) -> None:
+    """See that each answer had as many tokens, so that all do the same work.
+
+    Raises:
+        BenchmarkError: they had not.
+    """
+    if outcome.characters != tokens * outcome.images:
+        raise BenchmarkError(f"answers had {outcome.characters} tokens in all, not {outcome.images} times {tokens}")
+
+
+def _prepared_below(home: Path) -> str:
+    """The digest of the prepared model."""
+    found = find_prepared(home, hand_drawn=False)
+    if found is None:
+        raise BenchmarkError(f"there is no prepared model below {home}")
+    return found.sha256
+
+
+def _setting(layout: Layout, prepared: str | None) -> dict[str, Any]:
+    return {
+        "threads": layout.threads,
+        "one_core_per_image": layout.one_core_per_image,
+        "prepared": prepared,
+        "batched": layout.batched,
+        "readers": layout.processes * layout.threads,
+    }
 
 
 @contextmanager
 def _contestant(
-    layout: Layout, home: Path, images: Path, streams: tuple[int, int, IO[bytes]]
+    setting: dict[str, Any], home: Path, images: Path, streams: tuple[int, int, IO[bytes]]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that reads tasks and writes reports and a log, killed at the end where it is still there."""
     tasks, reports, log = streams
-    setting = {"threads": layout.threads, "one_core_per_image": layout.one_core_per_image}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.recognition.contestant", json.dumps(setting), str(images)],
         cwd=ROOT,
@@ -125,9 +179,11 @@ class _Hearing:
         with selectors.DefaultSelector() as selector:
             selector.register(self._reports, selectors.EVENT_READ)
             while self._unread.count(b"\n") < number:
+                ended = False
                 if selector.select(LOOK_SECONDS):
-                    self._unread += os.read(self._reports.fileno(), 65536)
-                if any(process.poll() for process in self._processes):
+                    more = os.read(self._reports.fileno(), 65536)
+                    self._unread, ended = self._unread + more, not more
+                if ended or any(process.poll() for process in self._processes):
                     raise BenchmarkError(f"a process without the worker ended: {self._last_words()}")
                 if time.monotonic() > deadline:
                     raise BenchmarkError(f"{number} reports did not come in {seconds:.0f} s: {self._last_words()}")

@@ -15,6 +15,8 @@ class Outcome:
         starting_seconds: from the start of the programs until the first image could begin.
         peak_bytes: the most memory that all its processes had together, from their start to their end.
         cores: how the cores were used in `seconds`.
+        characters: how long all answers were together, where that is known; a token of the replica has one.
+        at_once: the most images that a thread took at once.
     """
 
     images: int
@@ -22,6 +24,8 @@ class Outcome:
     starting_seconds: float
     peak_bytes: int
     cores: CoreShares
+    characters: int | None = None
+    at_once: int | None = None
 
     @property
     def per_second(self) -> float:
@@ -33,6 +37,8 @@ class Outcome:
         return {
             "images_per_second": round(self.per_second, 4),
             "images": self.images,
+            "characters": self.characters,
+            "at_once": self.at_once,
             "seconds": round(self.seconds, 2),
             "starting_seconds": round(self.starting_seconds, 1),
             "peak_mb": round(self.peak_bytes / 1e6),

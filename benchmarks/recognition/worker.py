@@ -78,6 +78,7 @@ def recognise(
         "service_peak_mb": round(service.peak_bytes / 1e6),
         "service_cores": round(service.shares(began - behind, ended - behind).watched, 4),
         "rows_by_status": {status: sum(row["status"] == status for row in rows) for status in _statuses(rows)},
+        "prepared": sorted({str(row["prepared"]) for row in rows}),
     }
 
 

@@ -1,19 +1,13 @@
 """Measure storage: `make bench-storage`, or `python -m benchmarks.storage --help`."""
 
 import json
-import os
-import platform
-import signal
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -80,7 +74,8 @@ def main(
     report.show(figures, FIGURES, NOTE)
     rounded = {name: round(value, 4) for name, value in figures.items()}
     details = [{name: asdict(found) for name, found in round_.items()} for round_ in measured]
-    typer.echo(json.dumps({**rounded, "rounds": details, "setting": _setting(size, delay, quick=quick)}))
+    setting = report.setting("obstore", "azure-storage-blob", **asdict(size), delay_seconds=delay, quick=quick)
+    typer.echo(json.dumps({**rounded, "rounds": details, "setting": setting}))
 
 
 @contextmanager
@@ -111,21 +106,5 @@ def figures_of(rounds: list[Round]) -> dict[str, float]:
     }
 
 
-def _setting(size: Size, delay: float, *, quick: bool) -> dict[str, Any]:
-    return {
-        **asdict(size),
-        "delay_seconds": delay,
-        "quick": quick,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "obstore": version("obstore"),
-        "azure-storage-blob": version("azure-storage-blob"),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
 if __name__ == "__main__":
-    # Told to stop, it takes what it started with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    typer.run(main)
+    report.run(main)

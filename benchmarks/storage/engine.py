@@ -18,6 +18,7 @@ class TimedEngine:
     version: str | None = "1"
     weights: str | None = None
     weights_sha256: str | None = None
+    prepared: str | None = None
 
     def recognise(self, pixels: Pixels) -> Recognition:  # noqa: ARG002 - it knows the answer
         """Wait."""

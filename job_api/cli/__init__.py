@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from job_api.cli import access, actions, download, fleet, remote, service
+from job_api.cli import access, actions, download, enrich, failures, fleet, projects, remote, review, service, status
 from job_api.client import ClientError, Refused
 from job_api.config import CREDENTIALS_HINT
 from job_api.version import VERSION
@@ -45,9 +45,14 @@ def root(
 
 
 app.add_typer(service.app)
+app.add_typer(status.app)
+app.add_typer(projects.app)
 app.add_typer(remote.app)
+app.add_typer(failures.app)
 app.add_typer(actions.app)
 app.add_typer(download.app)
+app.add_typer(review.app)
+app.add_typer(enrich.app)
 app.add_typer(access.users, name="user")
 app.add_typer(access.tokens, name="token")
 app.add_typer(remote.job, name="job")

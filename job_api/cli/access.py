@@ -10,9 +10,14 @@ from job_api.cli.options import AsJson, Config, print_json, print_table
 from job_api.client import ClientError
 from job_api.config import PASSWORD, TOKEN, USERNAME, connect
 from job_api.schemas import SESSION_TOKEN_NAME, NewToken, NewUser, Role
+from job_api.text import mistake
 
 users = typer.Typer(help="Users: people who log in with a password (admin only).", no_args_is_help=True)
-tokens = typer.Typer(help="Tokens: what programs such as workers log in with (admin only).", no_args_is_help=True)
+tokens = typer.Typer(
+    help="Tokens: what programs such as workers log in with. The role submit may make, list and revoke those of "
+    "workers in its projects, and the role admin all.",
+    no_args_is_help=True,
+)
 
 DAY_SECONDS = 86_400
 
@@ -42,9 +47,8 @@ def add_user(
     try:
         wanted = NewUser(password=password, role=role, project=project)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
         # Not chained: the error holds the password.
-        raise ClientError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise ClientError(mistake(error)) from None
     with connect(config) as client:
         if not replace and any(user.name == name for user in client.users()):
             raise ClientError(f"there is a user {name} already; --replace gives it a new password and role")
@@ -89,8 +93,7 @@ def add_token(
     try:
         wanted = NewToken(name=name, role=role, project=project, expires_in_seconds=days * DAY_SECONDS)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ClientError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise ClientError(mistake(error)) from None
     with connect(config) as client:
         made = client.new_token(wanted)
         if project is not None and project not in {known.name for known in client.projects()}:

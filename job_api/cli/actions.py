@@ -10,6 +10,7 @@ from job_api.client import Client, ClientError
 from job_api.config import connect
 from job_api.schemas import JobAction, JobFilter, JobsActed, JobsAction, JobState, ResultStatus
 from job_api.terminal import printable, progress_bar
+from job_api.text import mistake
 
 app = typer.Typer()
 
@@ -36,6 +37,13 @@ def act(
     ids: Annotated[
         list[int] | None, typer.Option("--id", min=1, metavar="ID", help="Only this job; may be repeated.")
     ] = None,
+    failure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Only jobs of this group of `job-api failures`; rerun does only the images of it again.",
+        ),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All jobs of the project; instead of any of the above.")] = False,
     statuses: Annotated[
         list[ResultStatus] | None,
@@ -52,10 +60,18 @@ def act(
     afterwards are left alone. Running it again does the rest of what was broken off.
     """
     try:
-        named = JobFilter(all=every, states=states or None, worker_id=worker, text=text, reason=reason, ids=ids or None)
+        named = JobFilter(
+            all=every,
+            states=states or None,
+            worker_id=worker,
+            text=text,
+            reason=reason,
+            ids=ids or None,
+            failure=failure,
+        )
         wanted = JobsAction(action=action, filter=named, statuses=statuses or None, after=after)
     except ValidationError as error:
-        raise ClientError(_mistake(error)) from None
+        raise ClientError(_wrong(error)) from None
     with connect(config) as client:
         counted = _counted(client, project, wanted)
         if dry_run:
@@ -66,13 +82,12 @@ def act(
         _act(client, project, wanted.model_copy(update={"as_of": counted.as_of}), counted)
 
 
-def _mistake(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    said = str(first["msg"]).removeprefix("Value error, ")
+def _wrong(error: ValidationError) -> str:
+    said = mistake(error)
     if "names no jobs" in said:
-        return "say which jobs: --state, --text, --worker, --reason or --id, or --all for every job of the project"
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {said}" if where else said
+        options = "--state, --text, --worker, --reason, --id or --failure"
+        return f"say which jobs: {options}, or --all for every job of the project"
+    return said
 
 
 def _counted(client: Client, project: str, wanted: JobsAction) -> JobsActed:

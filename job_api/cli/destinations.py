@@ -1,7 +1,11 @@
-"""Where an export goes: standard output, a file, or an object in storage. A file or an object is whole or not there."""
+"""Where an export goes: standard output, a file, or an object in storage. A file or an object is whole or not there.
+
+A FIFO or a device takes the rows as they come.
+"""
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
@@ -46,7 +50,10 @@ def destination(output: str) -> Destination:
         typer.BadParameter: it makes no sense.
         ClientError: what it takes to write there is not set.
     """
-    if output == "-":
+    if not output:
+        raise typer.BadParameter(f"no name; write {DESTINATIONS}; - is standard output")
+    # What has been opened for it may be a file with something in it already.
+    if output in ("-", "/dev/stdout"):
         return Destination("standard output", _write_stdout)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", output) is None:
         return Destination(output, partial(_write_file, Path(output)))
@@ -81,18 +88,36 @@ def _write_stdout(records: Iterable[bytes]) -> None:
 
 
 def _write_file(path: Path, records: Iterable[bytes]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        try:
-            with part.open("xb") as file:
+        if _is_replaceable(path):
+            _replace(path.resolve(), records)
+        else:
+            # Without O_CREAT, which Linux refuses for another user's FIFO in /tmp.
+            with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
                 file.writelines(records)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise  # as above
     except OSError as error:
         raise ClientError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _is_replaceable(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _replace(path: Path, records: Iterable[bytes]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            file.writelines(records)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _write_object(store: "Store", key: str, records: Iterable[bytes]) -> None:

@@ -1,7 +1,7 @@
 """Options that several commands share, and the one way to print a table."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,15 +30,37 @@ PLAIN_WIDTH = 240
 """Of a table that goes to a file or a pipe."""
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
-    """Print a table; None is left blank. Nothing in a cell is read as markup: names may well hold `[R1]`."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+def console() -> Console:
+    """Standard output, wide enough for a table where it is no terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    cut: Collection[str] = (),
+) -> Table:
+    """A table; None is left blank. Nothing in a cell is read as markup: names may well hold `[R1]`.
+
+    The first column is never wrapped. Columns in `cut` share the width that the others leave, and what does not fit
+    there is cut off; then no column is wrapped.
+    """
+    made = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, expand=bool(cut), show_header=any(columns)
+    )
+    for place, column in enumerate(columns):
+        made.add_column(column, no_wrap=bool(cut) or place == 0, ratio=1 if column in cut else None)
     for row in rows:
-        table.add_row(*(Text(_shown(cell)) for cell in row))
-    console.print(table)
+        made.add_row(*(Text(_shown(cell)) for cell in row))
+    return made
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
+    """Print a table."""
+    console().print(table(columns, rows, title=title))
 
 
 def _shown(cell: Any) -> str:

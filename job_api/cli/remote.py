@@ -1,9 +1,8 @@
-"""Commands that look at projects, jobs, workers and logs, and steer single jobs."""
+"""Commands that list projects, jobs, workers and logs, and steer single jobs."""
 
 import itertools
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,64 +17,6 @@ app = typer.Typer()
 job = typer.Typer(help="Steer a single job.", no_args_is_help=True)
 
 JobId = Annotated[int, typer.Argument(metavar="ID", min=1, help="Number of the job, as `job-api jobs` shows it.")]
-
-
-@app.command()
-def status(
-    project: Annotated[str | None, typer.Argument(metavar="[PROJECT]", help="A project; without it, all.")] = None,
-    *,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """How far a project is, or all of them: jobs by state, images, pace."""
-    with connect(config) as client:
-        names = [project] if project is not None else [found.name for found in client.projects()]
-        documents = [client.project(name) for name in names]
-    if as_json:
-        print_json(documents)
-    elif project is not None:
-        _print_status(documents[0])
-    else:
-        states = [state.value for state in JobState]
-        columns = ["project", *states, "images", "recognised", "images/s", "ETA", "workers", ""]
-        print_table(columns, (_status_row(document) for document in documents))
-
-
-def _status_row(document: schemas.ProjectStatus) -> list[Any]:
-    return [
-        document.name,
-        *(getattr(document.jobs, state.value) for state in JobState),
-        document.images.stored,
-        document.images.recognised,
-        _pace(document),
-        _eta(document),
-        document.active_workers,
-        "paused" if document.paused else "",
-    ]
-
-
-def _print_status(document: schemas.ProjectStatus) -> None:
-    rows: list[tuple[str, Any]] = [
-        ("source", document.source),
-        ("engine", document.engine),
-        *((f"jobs {state.value}", getattr(document.jobs, state.value)) for state in JobState),
-        ("images stored", document.images.stored),
-        ("  recognised", document.images.recognised),
-        ("  not recognised", document.images.not_recognised),
-        ("images/s", _pace(document)),
-        ("time to go", _eta(document)),
-        ("active workers", document.active_workers),
-    ]
-    title = document.name + (" (paused)" if document.paused else "")
-    print_table(["", ""], rows, title=title)
-
-
-def _pace(document: schemas.ProjectStatus) -> str | None:
-    return None if document.images_per_second is None else f"{document.images_per_second:.2f}"
-
-
-def _eta(document: schemas.ProjectStatus) -> str | None:
-    return None if document.eta_seconds is None else str(timedelta(seconds=round(document.eta_seconds)))
 
 
 @app.command()

@@ -1,18 +1,23 @@
 """What the endpoints share: the running service's parts, the caller and its role, and the paging."""
 
-from collections.abc import Callable, Coroutine, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from job_api import schemas
 from job_api.auth import Authenticator, Principal
 from job_api.claiming import Claims
 from job_api.db import Database
+from job_api.encoding import Encoders
 from job_api.errors import Forbidden
 from job_api.export import Exports
+from job_api.failures import Groups
 from job_api.queue import Pace
 from job_api.results import Provenances
 from job_api.schemas import MAX_INT8, MAX_PAGE_SIZE, Role
@@ -32,6 +37,8 @@ class Service:
     room: WaitingRoom = field(default_factory=WaitingRoom)
     provenances: Provenances = field(default_factory=Provenances)
     exports: Exports = field(default_factory=Exports)
+    encoders: Encoders = field(default_factory=Encoders)
+    failures: Groups = field(default_factory=Groups)
 
     def queued(self, project: str, jobs: int, priority: int | None) -> None:
         """Let waiting claims of this process look: some API process said that jobs of a project were queued."""
@@ -82,6 +89,37 @@ async def caller(request: Request) -> Principal:
 
 
 CallerDep = Annotated[Principal, Depends(caller)]
+
+
+async def hung_up(request: Request) -> None:
+    """Wait until the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def while_on_the_line(request: Request) -> AsyncIterator[None]:
+    """Cut short what is done in here when the client hangs up.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+
+    async def listen(done: asyncio.Timeout) -> None:
+        await hung_up(request)
+        done.reschedule(0)
+
+    try:
+        async with asyncio.timeout(None) as done:
+            listening = asyncio.create_task(listen(done))
+            try:
+                yield
+            finally:
+                listening.cancel()
+    except TimeoutError:
+        if done.expired():
+            raise ClientDisconnect from None
+        raise
 
 
 def at_work(request: Request) -> tuple[Service, Principal]:

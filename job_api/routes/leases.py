@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from job_api import projects, quarantine, queue, results
 from job_api.auth import Principal
+from job_api.db import Connection
 from job_api.queue import LeaseKey
 from job_api.routes.context import (
     AfterNameQuery,
@@ -20,6 +23,7 @@ from job_api.routes.context import (
     at_work,
     caller_of,
     door,
+    hung_up,
     link_next,
     route,
 )
@@ -47,6 +51,8 @@ from job_api.schemas import (
 )
 
 router = door("/v4", "workers' leases")
+
+T = TypeVar("T")
 
 # A claim that is answered at once has its client on the line.
 SURELY_THERE_SECONDS = 0.01
@@ -108,7 +114,7 @@ async def _claim(
 async def _wait_for_jobs(request: Request, running: Service, project: str | None, wanted: ClaimRequest) -> list[Lease]:
     """Claim whenever jobs may have been queued, until there are some, the time is up or the client has gone."""
     deadline = time.monotonic() + wanted.wait_seconds
-    gone = asyncio.create_task(_hung_up(request))
+    gone = asyncio.create_task(hung_up(request))
     with running.room.seat(project) as seat:
         gone.add_done_callback(lambda _: seat.call())
         try:
@@ -129,52 +135,44 @@ async def _wait_for_jobs(request: Request, running: Service, project: str | None
     return []
 
 
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+@dataclass(frozen=True)
+class DoneQuery:
+    """What a job's holder asks for of that which is done already."""
+
+    running: ServiceDep
+    principal: CallerDep
+    project: ProjectPath
+    job_id: JobPath
+    worker_id: WorkerId
+    lease_seq: Annotated[int, Query(ge=1, le=MAX_INT8)]
+    after: AfterNameQuery = ""
+    limit: LimitQuery = MAX_PAGE_SIZE
+
+    async def ask(self, find: Callable[[Connection, int, str, int], Awaitable[list[T]]]) -> list[T]:
+        """A page of it, read while the lease is surely the caller's."""
+        held = Held(worker_id=self.worker_id, lease_seq=self.lease_seq)
+        key = await _key(self.running, self.principal, self.project, self.job_id, held)
+        async with self.running.database.transaction() as connection:
+            queue.require_open(await queue.hold(connection, key, self.running.pace))
+            return await find(connection, self.job_id, self.after, self.limit)
+
+
+DoneDep = Annotated[DoneQuery, Depends()]
 
 
 @router.get("/{project}/jobs/{job_id}/images-done", **route(Role.WORKER, 404, 409))
-async def images_done(
-    request: Request,
-    response: Response,
-    running: ServiceDep,
-    principal: CallerDep,
-    project: ProjectPath,
-    job_id: JobPath,
-    worker_id: WorkerId,
-    lease_seq: Annotated[int, Query(ge=1, le=MAX_INT8)],
-    after: AfterNameQuery = "",
-    limit: LimitQuery = MAX_PAGE_SIZE,
-) -> Page[str]:
+async def images_done(request: Request, response: Response, query: DoneDep) -> Page[str]:
     """Images of a leased job that need no work, by name."""
-    key = await _key(running, principal, project, job_id, Held(worker_id=worker_id, lease_seq=lease_seq))
-    async with running.database.transaction() as connection:
-        queue.require_open(await queue.hold(connection, key, running.pace))
-        items = await results.images_done(connection, job_id, after, limit)
-    link_next(request, response, items, limit, after=items[-1] if items else "")
+    items = await query.ask(results.images_done)
+    link_next(request, response, items, query.limit, after=items[-1] if items else "")
     return Page(items=items)
 
 
 @router.get("/{project}/jobs/{job_id}/results-done", **route(Role.WORKER, 404, 409))
-async def results_done(
-    request: Request,
-    response: Response,
-    running: ServiceDep,
-    principal: CallerDep,
-    project: ProjectPath,
-    job_id: JobPath,
-    worker_id: WorkerId,
-    lease_seq: Annotated[int, Query(ge=1, le=MAX_INT8)],
-    after: AfterNameQuery = "",
-    limit: LimitQuery = MAX_PAGE_SIZE,
-) -> Page[DoneResult]:
+async def results_done(request: Request, response: Response, query: DoneDep) -> Page[DoneResult]:
     """Rows of a leased job that count for it, of this attempt and of earlier ones, by image."""
-    key = await _key(running, principal, project, job_id, Held(worker_id=worker_id, lease_seq=lease_seq))
-    async with running.database.transaction() as connection:
-        queue.require_open(await queue.hold(connection, key, running.pace))
-        items = await results.results_done(connection, job_id, after, limit)
-    link_next(request, response, items, limit, after=items[-1].image if items else "")
+    items = await query.ask(results.results_done)
+    link_next(request, response, items, query.limit, after=items[-1].image if items else "")
     return Page(items=items)
 
 

@@ -34,27 +34,44 @@ async def token_from_login(running: ServiceDep, principal: CallerDep, wanted: Ne
     return await running.authenticator.issue(principal, wanted, tied=tied)
 
 
-@router.get("/tokens", **route(Role.ADMIN, unbound=True))
+@router.get("/tokens", **route(Role.SUBMIT))
 async def list_tokens(
-    request: Request, response: Response, running: ServiceDep, after: AfterIdQuery = 0, limit: LimitQuery = 100
+    request: Request,
+    response: Response,
+    running: ServiceDep,
+    principal: CallerDep,
+    after: AfterIdQuery = 0,
+    limit: LimitQuery = 100,
 ) -> Page[Token]:
-    """Tokens in force, without their secrets."""
+    """Tokens in force, without their secrets: all for an administrator, else those of workers in one's projects."""
     async with running.database.connection() as connection:
-        items = await auth.tokens(connection, after, limit)
+        items = await auth.tokens(connection, principal, after, limit)
     link_next(request, response, items, limit, after=items[-1].id if items else 0)
     return Page(items=items)
 
 
-@router.post("/tokens", status_code=201, **route(Role.ADMIN, unbound=True))
+@router.post("/tokens", status_code=201, **route(Role.SUBMIT))
 async def new_token(running: ServiceDep, principal: CallerDep, wanted: NewToken) -> IssuedToken:
-    """Make a token of any role. It shows its secret this once; without an expiry it lasts until it is revoked."""
+    """Make a token: of any role as an administrator, else for a worker of a project one may submit to.
+
+    It shows its secret this once; without an expiry it lasts until it is revoked.
+    """
+    if wanted.role is not Role.WORKER and not principal.rules_tokens:
+        raise Forbidden(
+            f"{principal.name} may only make tokens of the role worker here; others are made by an administrator"
+        )
     return await running.authenticator.issue(principal, wanted, tied=False)
 
 
-@router.delete("/tokens/{token_id}", status_code=204, **route(Role.ADMIN, 404, unbound=True))
-async def revoke_token(running: ServiceDep, token_id: Annotated[int, Path(ge=1, le=MAX_INT8)]) -> None:
-    """Revoke a token; other API processes may honour it for 5 seconds more."""
-    await running.authenticator.revoke(token_id)
+@router.delete("/tokens/{token_id}", status_code=204, **route(Role.SUBMIT, 404))
+async def revoke_token(
+    running: ServiceDep, principal: CallerDep, token_id: Annotated[int, Path(ge=1, le=MAX_INT8)]
+) -> None:
+    """Revoke a token: any as an administrator, else one that the list shows.
+
+    Other API processes may honour it for 5 seconds more.
+    """
+    await running.authenticator.revoke(principal, token_id)
 
 
 @router.get("/users", **route(Role.ADMIN, unbound=True))

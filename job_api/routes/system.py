@@ -2,29 +2,43 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Response
+from fastapi import Query, Response
 from fastapi.responses import PlainTextResponse
 
-from job_api import metrics
+from job_api import metrics, projects
 from job_api.errors import JobApiError
-from job_api.routes.context import ProblemAnswer, ServiceDep, door, route
-from job_api.schemas import Limits, ServerInfo
+from job_api.routes.context import CallerDep, ProblemAnswer, ServiceDep, door, route
+from job_api.schemas import Caller, Limits, ProjectName, ServerInfo
 from job_api.version import VERSION
 
 router = door("", "service")
 
 
-@router.get("/v4", **route(None))
-async def server_info(running: ServiceDep) -> ServerInfo:
-    """The service's version, limits and pace."""
+@router.get("/v4", **route(None, 404))
+async def server_info(
+    running: ServiceDep,
+    principal: CallerDep,
+    project: Annotated[
+        ProjectName | None,
+        Query(description="refuse unless there is this project and the caller may see it; answers its engine"),
+    ] = None,
+) -> ServerInfo:
+    """The service's version, limits and pace, who asks, and what engine the project wants."""
+    project_engine = None
+    if project is not None:
+        principal.require_project(project)
+        async with running.database.connection() as connection:
+            project_engine = await projects.engine(connection, project)
     settings = running.settings
     return ServerInfo(
         version=VERSION,
         lease_seconds=settings.lease_seconds,
         heartbeat_seconds=settings.heartbeat_seconds,
         limits=Limits(max_body_bytes=settings.max_body_bytes),
+        caller=Caller(name=principal.name, role=principal.role, project=principal.project),
+        project_engine=project_engine,
     )
 
 

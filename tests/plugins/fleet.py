@@ -1,17 +1,19 @@
 """Workers as real processes, on a source of their own; nothing of them is left at the end."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from job_api.schemas import ProjectSettings
+from tests import engines
 from tests.plugins.model import DrawnSamples
 
 END_SECONDS = 120.0
@@ -62,8 +64,15 @@ WorkerStarter = Callable[..., WorkerProcess]
 
 @pytest.fixture
 def start_worker(tmp_path: Path, miniature_home: Path) -> Iterator[WorkerStarter]:
-    """Starts workers with the miniature model: `start_worker(root, token, once=True, **settings)`."""
+    """Starts workers with the miniature model: `start_worker(root, token, once=True, **settings)`.
+
+    They know the engine of `tests.engines`, too, for projects that want "pixel".
+    """
     started: list[WorkerProcess] = []
+    known = tmp_path / "known to workers"
+    known.mkdir()
+    register = f"import uworker.engines\nuworker.engines._LOADERS['pixel'] = {engines.NAME!r}\n"
+    (known / "sitecustomize.py").write_text(register)
 
     def start(
         root: str, token: str, *, once: bool = True, python_path: Path | None = None, **settings: str
@@ -73,8 +82,8 @@ def start_worker(tmp_path: Path, miniature_home: Path) -> Iterator[WorkerStarter
         # Where the tests themselves run in a cloud, its notices are none of theirs.
         given |= {"spool_dir": str(tmp_path / "spool"), "eviction": "off", **settings}
         environment = clean | {f"UWORKER_{name.upper()}": value for name, value in given.items()}
-        if python_path is not None:
-            environment["PYTHONPATH"] = str(python_path)
+        inherited = [path for path in (clean.get("PYTHONPATH"),) if path]
+        environment["PYTHONPATH"] = os.pathsep.join([str(python_path or known), *inherited])
         log_file = tmp_path / f"worker-{len(started)}.log"
         command = [sys.executable, "-m", "uworker", *(["--once"] if once else [])]
         with log_file.open("wb") as log:
@@ -94,6 +103,13 @@ class Corpus:
 
     root: Path
     smiles: dict[tuple[str, str], str]
+    engine: str = "decimer"
+    engine_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def project(self) -> ProjectSettings:
+        """A project of these images."""
+        return ProjectSettings(source=self.source, engine=self.engine, engine_options=self.engine_options)
 
     @property
     def directories(self) -> list[str]:
@@ -102,6 +118,11 @@ class Corpus:
     @property
     def source(self) -> str:
         return self.root.as_uri()
+
+    def part(self, directories: int) -> "Corpus":
+        """The first directories of it alone."""
+        kept = self.directories[:directories]
+        return replace(self, smiles={key: smiles for key, smiles in self.smiles.items() if key[0] in kept})
 
 
 @pytest.fixture
@@ -120,6 +141,23 @@ def long_corpus(tmp_path: Path, samples: DrawnSamples) -> Corpus:
             image = f"{place:02}/sequence{item.path.suffix}"
             target = root / directory / image
             target.parent.mkdir(parents=True)
-            shutil.copyfile(item.path, target)
+            # A worker recognises equal bytes once.
+            target.write_bytes(item.path.read_bytes() + f"{number}, {place}".encode())
             smiles[directory, image] = item.smiles
     return Corpus(root, smiles)
+
+
+@pytest.fixture
+def paced_corpus(tmp_path: Path) -> Corpus:
+    """As `long_corpus`, for an engine that takes its time and next to no core: where all that is asked is what becomes
+    of jobs, TensorFlow need not be loaded for it.
+    """
+    root, smiles = tmp_path / "paced corpus", {}
+    for number in range(12):
+        for place in range(42):
+            directory, image, atoms = f"{number:02} (copy)", f"{place:02}/sequence.png", 1 + (7 * number + place) % 50
+            target = root / directory / image
+            target.parent.mkdir(parents=True)
+            target.write_bytes(engines.picture(atoms) + f"{number}, {place}".encode())
+            smiles[directory, image] = "C" * atoms
+    return Corpus(root, smiles, "pixel", {"seconds": 0.04})

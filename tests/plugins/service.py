@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+import argon2
 import asyncpg
 import pytest
 import uvicorn
@@ -36,6 +38,10 @@ END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE dat
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = $1"
 START_SECONDS = 30.0
+# An administrator whose password costs next to nothing to check: a hash says with which parameters, and with those of
+# the service each test would spend half a second of a core on its logins.
+ADD_ADMIN = "INSERT INTO users (name, password_hash, role) VALUES ('admin', $1, 'admin')"
+CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 T = TypeVar("T")
 
@@ -276,17 +282,23 @@ ServiceStarter = Callable[..., RunningService]
 
 @pytest.fixture
 def start_service(make_database: Callable[[], str], tmp_path: Path) -> Iterator[ServiceStarter]:
-    """Starts services with given settings, each on a fresh database unless `database_url` is given."""
+    """Starts services with given settings, each on a fresh database that has an administrator already.
+
+    With `database_url` it is that database as it is: on one of `make_database` the service makes its administrator.
+    """
     running: list[tuple[ServiceThread, RunningService]] = []
 
     def start(**options: Any) -> RunningService:
         data_dir = tmp_path / f"service-{len(running)}"
-        url = str(options.pop("database_url", None) or make_database())
+        password = ""
+        if (url := str(options.pop("database_url", ""))) == "":
+            url, password = make_database(), secrets.token_urlsafe(18)
+            run(sql_of(url, ADD_ADMIN, CHEAP.hash(password)))
         defaults = {"data_dir": data_dir, "database_url": url, "port": 0, "pool_size": 8, "backoff_seconds": 0.2}
         thread = ServiceThread(Settings(**{**defaults, **options}))
         thread.start()
-        password_file = data_dir / PASSWORD_FILE
-        password = password_file.read_text().strip() if password_file.exists() else ""
+        if (password_file := data_dir / PASSWORD_FILE).exists():
+            password = password_file.read_text().strip()
         service = RunningService(f"http://127.0.0.1:{thread.port}", password, url, thread.settings, thread.app)
         running.append((thread, service))
         return service

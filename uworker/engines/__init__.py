@@ -2,14 +2,15 @@
 
 To add an engine, write one file beside this one with a function like `uworker.engines.decimer.load`, and name it in
 `_LOADERS`. An engine of your own that lives elsewhere is named `package.module:callable`; such a name can come only
-from the worker's own machine, because the wire's pattern of engine names has no colon.
+from the worker's own machine, because the wire's pattern of engine names has no colon. Programs that print SMILES are
+engines without a loader: `command` runs them.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,10 @@ class UnknownEngineError(EngineError):
 
 class EngineLoadError(EngineError):
     """An engine is there but cannot be loaded; another try would end the same."""
+
+
+class EngineTimeout(EngineError):
+    """An engine gave up an image that took too long."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,49 @@ class Engine(Protocol):
         version: Version of the package that does the work.
         weights: Name of the weights.
         weights_sha256: Digest of the weights that were loaded, 64 hexadecimal digits.
+        prepared: Digest of the model prepared of these weights, where it is what answers; None: the weights as shipped.
+            An engine of your own may lack it, which is as None.
     """
 
     name: str
     version: str | None
     weights: str | None
     weights_sha256: str | None
+    prepared: str | None
 
     def recognise(self, pixels: Pixels) -> Recognition:
         """Say what structure an image shows. May raise anything: it costs this image only."""
         ...
+
+
+class BatchEngine(Engine, Protocol):
+    """An engine that recognises several images in less time than one after the other; see `takes_batches`.
+
+    Attributes:
+        max_batch: The most images that it is handed at once.
+    """
+
+    max_batch: int
+
+    def recognise_batch(self, pictures: Iterator[Pixels]) -> Sequence[Recognition | Exception]:
+        """Say what structures images show; several threads call it at once, and `recognise` for a single image.
+
+        Args:
+            pictures: The pixels of `max_batch` images at most, and perhaps of none. An image is decoded only when it is
+                asked for, and counts as taken up then. Bring each into the form that the engine needs and let its
+                pixels go before the next is asked for: they may be 200 MB. Those that are not asked for come in another
+                call.
+
+        Returns:
+            For each picture that was asked for, in that order, its recognition or the exception that it costs. Where
+            the call raises, or answers too few or too many, each of several is recognised alone.
+        """
+        ...
+
+
+def takes_batches(engine: Engine) -> TypeGuard[BatchEngine]:
+    """Whether an engine is handed several images at once. By what that needs: other attributes it may lack."""
+    return hasattr(engine, "max_batch") and hasattr(engine, "recognise_batch")
 
 
 class EngineLoader(Protocol):
@@ -92,7 +130,8 @@ def find_loader(name: str) -> EngineLoader:
     """
     target = name if ":" in name else _LOADERS.get(name)
     if target is None:
-        raise UnknownEngineError(f"no engine is called {name!r}; there is {', '.join(sorted(_LOADERS))}")
+        names = ", ".join(sorted(_LOADERS))
+        raise UnknownEngineError(f"no engine is called {name!r}; there is {names}, osra, or UWORKER_ENGINE_COMMAND")
     module, _, attribute = target.partition(":")
     try:
         return cast("EngineLoader", getattr(importlib.import_module(module), attribute))

@@ -32,7 +32,7 @@ class LocalSource:
     """
 
     def __init__(self, root: Path, max_image_bytes: int) -> None:
-        self._root = os.path.realpath(root)
+        self.root = os.path.realpath(root)
         self._max_image_bytes = max_image_bytes
 
     def list_images(self, directory: str) -> Iterator[ImageFile]:
@@ -40,7 +40,7 @@ class LocalSource:
         self._require_root()
         if ".." in directory.split("/"):
             raise NoImages(f"the directory's name {directory!r} leads out of the source")
-        top = os.path.join(self._root, directory)  # noqa: PTH118
+        top = os.path.join(self.root, directory)  # noqa: PTH118
         if not self._is_inside(top):
             raise SourceNotAllowed(f"the directory {directory!r} is a link that leads out of the source")
         names, found = set[str](), False
@@ -49,7 +49,7 @@ class LocalSource:
                 found = True
                 yield self._look_at(os.path.join(top, path), unique(storable(path), names))  # noqa: PTH118
         except (FileNotFoundError, NotADirectoryError):
-            raise NoImages(f"there is no directory {directory!r} under {self._root}") from None
+            raise NoImages(f"there is no directory {directory!r} under {self.root}") from None
         except OSError as error:
             raise StorageFault(f"the directory {directory!r} cannot be read: {error.strerror or error}") from error
         if not found:
@@ -70,12 +70,12 @@ class LocalSource:
     def _require_root(self) -> None:
         """Tell a root that is not mounted, which must not cost its jobs, from a directory without images."""
         try:
-            with os.scandir(self._root) as entries:
+            with os.scandir(self.root) as entries:
                 mounted = next(entries, None) is not None
         except OSError as error:
-            raise StorageFault(f"the source's root {self._root} cannot be read: {error.strerror or error}") from error
+            raise StorageFault(f"the source's root {self.root} cannot be read: {error.strerror or error}") from error
         if not mounted:
-            raise StorageFault(f"there is nothing in the source's root {self._root}; is it mounted?")
+            raise StorageFault(f"there is nothing in the source's root {self.root}; is it mounted?")
 
     def _walk(self, top: str) -> Iterator[str]:
         """Paths of images below a folder, relative to it.
@@ -125,7 +125,7 @@ class LocalSource:
 
     def _is_inside(self, path: str) -> bool:
         real = os.path.realpath(path)
-        return real == self._root or real.startswith(self._root.rstrip("/") + "/")
+        return real == self.root or real.startswith(self.root.rstrip("/") + "/")
 
     def read(self, image: ImageFile) -> bytes | Verdict:
         """The bytes of an image. See `Source`."""

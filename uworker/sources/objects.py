@@ -42,12 +42,12 @@ class ObjectSource:
     """Directories below a location in object storage. Its calls may be made from many threads at once.
 
     Args:
-        store: the location.
+        store: the location; results files are written with it, too.
         max_image_bytes: larger objects are not read.
     """
 
     def __init__(self, store: Store, max_image_bytes: int) -> None:
-        self._store = store
+        self.store = store
         self._max_image_bytes = max_image_bytes
         self._listed = ""
         """A directory that could be listed, the last one; at first the source itself."""
@@ -70,13 +70,13 @@ class ObjectSource:
                 too_large = self._too_large(found.size) if found.size > self._max_image_bytes else None
                 yield ImageFile(unique(storable(path), names), found.key, too_large, found.size)
             if empty and not self._may_hold_anything():
-                raise StorageFault(f"there is nothing below {self._store.location}; is it spelled as it should be?")
+                raise StorageFault(f"there is nothing below {self.store.location}; is it spelled as it should be?")
         if empty:
-            raise NoImages(f"no image lies in {self._store.location}/{directory} or below it")
+            raise NoImages(f"no image lies in {self.store.location}/{directory} or below it")
 
     def _objects(self, directory: str) -> Iterator[StoredObject]:
         try:
-            yield from self._store.objects(directory)
+            yield from self.store.objects(directory)
         except Denied as error:
             # Not what was possible once: a credential may have expired since.
             if any(self._can_list(other) for other in {self._listed, ""} - {directory}):
@@ -86,7 +86,7 @@ class ObjectSource:
     def _can_list(self, directory: str) -> bool:
         """Whether a directory may be listed now: its first page is."""
         try:
-            next(self._store.objects(directory), None)
+            next(self.store.objects(directory), None)
         except Denied:
             return False
         except BadKey:
@@ -96,7 +96,7 @@ class ObjectSource:
     def _may_hold_anything(self) -> bool:
         """Whether there is something below the source, or this worker may not look."""
         try:
-            return next(self._store.objects(""), None) is not None
+            return next(self.store.objects(""), None) is not None
         except (Denied, BadKey):
             return True
 
@@ -106,7 +106,7 @@ class ObjectSource:
             return image.verdict
         with _faults():
             try:
-                data = self._store.read(image.key, self._max_image_bytes)
+                data = self.store.read(image.key, self._max_image_bytes)
             except ContainerNotThere:
                 raise
             except NotThere:
@@ -128,14 +128,14 @@ class ObjectSource:
         last = self._readable
         if last is not None and last.startswith(directory + "/"):
             yield last
-        yield from (found.key for found in self._store.objects(directory) if found.key != key)
+        yield from (found.key for found in self.store.objects(directory) if found.key != key)
 
     def _far(self, directory: str) -> Iterator[str]:
         """Objects elsewhere in the source: the one read last, the first of it, and the first of each directory."""
         if self._readable is not None:
             yield self._readable
-        for other in chain([""], self._store.directories()):
-            first = next(self._store.objects(other), None)
+        for other in chain([""], self.store.directories()):
+            first = next(self.store.objects(other), None)
             if first is not None and not first.key.startswith(directory + "/"):
                 yield first.key
 
@@ -148,7 +148,7 @@ class ObjectSource:
     def _can_read(self, key: str) -> bool:
         try:
             # Whatever its size: of a larger one the bytes are not asked for.
-            self._store.read(key, 0)
+            self.store.read(key, 0)
         except Denied:
             return False
         except NotThere:

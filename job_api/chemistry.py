@@ -1,4 +1,8 @@
-"""What RDKit and plain arithmetic say of one SMILES, which stays as it is. Imported in recogniser processes only."""
+"""What RDKit and plain arithmetic say of one SMILES, which stays as it is.
+
+Imports RDKit, so nothing imports it before it is needed: recogniser processes, those that compute rows again or write
+structures, and the command that checks corrections.
+"""
 
 import math
 import re
@@ -6,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rdkit import Chem, rdBase
-from rdkit.Chem import rdMolDescriptors
+from rdkit.Chem import Descriptors, rdMolDescriptors
 
 from job_api.text import MAX_SMILES_CHARS
 
@@ -29,7 +33,9 @@ propyl and tosyl misread."""
 
 _RARE_ELEMENTS = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)} - COMMON_ELEMENTS
 _BRACKET_SYMBOL = re.compile(r"\[\d*([A-Z][a-z]?)")
-_RGROUP = re.compile(r"\*|\[(?:R|X|Z|Q|A|G|L|M)\d*'*\]")
+# What stands for a group: a letter that is no element, or Ar for aryl (argon bears no bond), with digits and primes or
+# without (`[R]`, `[R1']`, `[X]`, `[Ar]`); Y and W only with them, since alone they are elements. The charge stays.
+_VARIABLE = re.compile(r"\[(?:(?:[AEGJLMQRXZ]|Ar)[\d']*|[YW][\d']+)((?:[+-]\d?)?)\]")
 _LABEL = r"\[\d+[A-Za-z][^\[\]]*\]"
 _ISOTOPE_RUN = re.compile(rf"(?:{_LABEL}[()=#/\\\-%\d]*){{{ISOTOPE_RUN},}}")
 _MAX_FORMULA_CHARS = 200
@@ -37,20 +43,28 @@ _MAX_FORMULA_CHARS = 200
 
 @dataclass(frozen=True)
 class Checked:
-    """A SMILES as RDKit sees it. Where `is_valid` is False all but the flags are empty.
+    """A SMILES as RDKit sees it. Where `is_valid` is False all but `normalized_smiles` and the flags are empty.
 
     Attributes:
         is_valid: RDKit parses and sanitises it.
         canonical_smiles: RDKit's canonical form.
+        normalized_smiles: The same with each R-group as a plain `*`, without the number of `[1*]` and `[*:1]`. In a
+            SMILES that is not valid the names of groups (`[R1]`, `[X]`, `[Ar']`) become `*` first; None where it then
+            is not valid either.
         inchikey: Standard InChIKey, 27 characters; None for a structure with `*`, which InChI cannot say.
         formula: Molecular formula in Hill order, with the charge.
+        molecular_weight: Average mass in g/mol; of a labelled atom that of its isotope. None for a structure with `*`.
+        fragments: Parts that no bond connects.
         flags: Hints that the answer deserves a look, sorted.
     """
 
     is_valid: bool
     canonical_smiles: str | None = None
+    normalized_smiles: str | None = None
     inchikey: str | None = None
     formula: str | None = None
+    molecular_weight: float | None = None
+    fragments: int | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -74,18 +88,22 @@ class Confidence:
 def check_smiles(smiles: str) -> Checked:
     """Parse one SMILES and say what it is; what does not parse is an answer, not an exception."""
     flags = _flags_of_text(smiles)
-    molecule = _parse(smiles)
+    molecule = parse(smiles)
     if molecule is None:
-        return Checked(is_valid=False, flags=tuple(sorted(flags)))
-    symbols = {atom.GetSymbol() for atom in molecule.GetAtoms()}
-    if "*" in symbols:
+        return Checked(False, normalized_smiles=_without_variables(smiles), flags=tuple(sorted(flags)))
+    has_star = any(atom.GetAtomicNum() == 0 for atom in molecule.GetAtoms())
+    if has_star:
         flags.add("has_rgroup")
-    canonical = Chem.MolToSmiles(molecule)
+    canonical = _stored(Chem.MolToSmiles(molecule))
     return Checked(
         is_valid=True,
-        canonical_smiles=canonical if len(canonical) <= MAX_SMILES_CHARS else None,
-        inchikey=None if "*" in symbols else Chem.MolToInchiKey(molecule) or None,  # type: ignore[no-untyped-call]
+        canonical_smiles=canonical,
+        normalized_smiles=_with_plain_stars(molecule) if has_star else canonical,
+        inchikey=None if has_star else Chem.MolToInchiKey(molecule) or None,  # type: ignore[no-untyped-call]
         formula=rdMolDescriptors.CalcMolFormula(molecule)[:_MAX_FORMULA_CHARS],
+        # RDKit's sum of floats is 117.15099999999997 where its weights make 117.151.
+        molecular_weight=None if has_star else round(Descriptors.MolWt(molecule), 4),  # type: ignore[attr-defined]
+        fragments=len(Chem.GetMolFrags(molecule)),
         flags=tuple(sorted(flags)),
     )
 
@@ -100,16 +118,17 @@ def confidence_of(probabilities: Iterable[float]) -> Confidence:
     return Confidence(math.exp(mean_log), min(math.fsum(values) / len(values), 1.0), min(values), len(values))
 
 
-def is_truncated(smiles: str, tokens: Sequence[tuple[str, float]]) -> bool:
-    """Tell whether the engine stopped at its length cap.
+def is_truncated(smiles: str, tokens: Sequence[tuple[str, float]]) -> bool | None:
+    """Tell whether the engine stopped at its length cap; None where it gives no tokens.
 
     DECIMER cuts the first and the last token off the list, meaning start and end. At the cap there is no end, so a
     token of the structure is cut off, and the joined tokens differ from the SMILES.
     """
-    return "".join(token for token, _ in tokens) != smiles
+    return "".join(token for token, _ in tokens) != smiles if tokens else None
 
 
-def _parse(smiles: str) -> Chem.Mol | None:
+def parse(smiles: str) -> Chem.Mol | None:
+    """The structure of a SMILES, or None where RDKit cannot read it."""
     # Blanks would start a name or an extension, which RDKit accepts and DECIMER never means.
     if not smiles or any(character.isspace() for character in smiles):
         return None
@@ -119,10 +138,32 @@ def _parse(smiles: str) -> Chem.Mol | None:
     return Chem.MolFromSmiles(smiles, parameters)
 
 
+def _without_variables(smiles: str) -> str | None:
+    """Normalise what does not parse, where its variables alone are at fault."""
+    replaced, count = _VARIABLE.subn(lambda match: f"[*{match[1]}]", smiles)
+    molecule = parse(replaced) if count else None
+    return None if molecule is None else _with_plain_stars(molecule)
+
+
+def _with_plain_stars(molecule: Chem.Mol) -> str | None:
+    plain = Chem.Mol(molecule)
+    for atom in plain.GetAtoms():
+        if atom.GetAtomicNum() == 0:
+            atom.SetIsotope(0)
+            atom.SetAtomMapNum(0)
+    # Parsed again, for groups that only their numbers told apart make no stereocentres and no geometry any more.
+    again = parse(Chem.MolToSmiles(plain))
+    return None if again is None else _stored(Chem.MolToSmiles(again))
+
+
+def _stored(smiles: str) -> str | None:
+    return smiles if len(smiles) <= MAX_SMILES_CHARS else None
+
+
 def _flags_of_text(smiles: str) -> set[str]:
     """Find what can be seen without parsing, so that an invalid SMILES has its hints too."""
     seen = {
-        "has_rgroup": _RGROUP.search(smiles) is not None,
+        "has_rgroup": "*" in smiles or _VARIABLE.search(smiles) is not None,
         "isotope_run": _ISOTOPE_RUN.search(smiles) is not None,
         # By text, because many a misread [Ar] has a valence that RDKit refuses.
         "rare_element": not _RARE_ELEMENTS.isdisjoint(_BRACKET_SYMBOL.findall(smiles)),
