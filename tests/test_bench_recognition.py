@@ -77,7 +77,10 @@ def test_every_figure_is_measured_on_a_replica_and_stands_in_the_last_line(
     assert all(said[figure.name] is not None for figure in FIGURES), said
     (measured,) = said["rounds"]
     assert {name: way["images"] for name, way in measured.items()} == dict.fromkeys(BARE + WORKERS, 5)
-    assert all(way["images_per_second"] > 0 and way["peak_mb"] > 100 for way in measured.values()), measured
+    assert all(way["images_per_second"] > 0 for way in measured.values())
+    # Python with NumPy alone has 30.
+    peaks = {name: way["peak_mb"] for name, way in measured.items()}
+    assert min(peaks.values()) > 60, peaks
     # All said as much, so that none had less to do than another.
     assert {name: measured[name]["characters"] for name in BARE} == dict.fromkeys(BARE, 5 * replica.SMALL.tokens)
     # Nothing is shared between the processes of a fleet but TensorFlow's program text, which a prepared model lacks.
