@@ -16,28 +16,25 @@ certain that they did not arrive.
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from job_api import schemas
+from job_api.downloading import Download, make_query, next_since, query_params
 from job_api.frames import ResultRows
-from job_api.records import CutShort, NotARecord, Record, whole_records, without_seq
+from job_api.records import Record
 from job_api.schemas import (
     MAX_PAGE_SIZE,
     NAME_PATTERN,
-    NEXT_SINCE_HEADER,
     PENDING_JOBS_HEADER,
     RESERVED_PROJECT_NAMES,
     ExportFormat,
-    ResultQuery,
 )
 from job_api.sending import (
     ApiError,
@@ -49,11 +46,9 @@ from job_api.sending import (
     Sender,
     Unreachable,
     WorkerStopped,
-    jitter_seconds,
     parse,
     why,
 )
-from job_api.text import mistake
 
 __all__ = [
     "ApiError",
@@ -72,8 +67,6 @@ T = TypeVar("T")
 
 # A filter may let nothing pass for many millions of rows.
 EXPORT_EXTRA_SECONDS = 90.0
-# How often a download asks for what came while it read the last, so that it ends also while a fleet is at work.
-MAX_ROUNDS = 5
 
 
 class Client:
@@ -350,7 +343,7 @@ class Client:
                 row: dict[str, Any] = json.loads(record)
                 yield row
 
-        return ResultRows(download, _query(ExportFormat.JSONL, filters).columns)
+        return ResultRows(download, make_query(ExportFormat.JSONL, filters).columns)
 
     def export_records(self, project: str, export_format: ExportFormat, **filters: Any) -> Iterator[Record]:
         """Each row of the export as its `seq` and its bytes; filters as in `results`, the CSV's heading first.
@@ -360,35 +353,8 @@ class Client:
         also mends an answer that was cut between two rows and looked whole. Of the columns `seq`, where it is wanted,
         comes first; other formats than CSV and JSONL cannot be taken up.
         """
-        if export_format not in (ExportFormat.CSV, ExportFormat.JSONL):
-            raise ClientError(f"in {export_format} no row says where to go on; ask for jsonl, or for the raw export")
-        query = _query(export_format, filters)
-        with_seq = query.columns is None or "seq" in query.columns
-        if query.columns is not None:
-            query.columns = ["seq", *(name for name in query.columns if name != "seq")]
-        wanted = _params(query)
-        download = _Download(query.since)
-        failures, failing_since = 0, 0.0
-        while not download.finished:
-            try:
-                with self._stream(project, {**wanted, "since": download.last}) as answer:
-                    download.begin(_next_since(answer))
-                    for seq, record in whole_records(answer.iter_bytes(), export_format):
-                        if seq is not None:
-                            download.last, failures = seq, 0
-                        if seq is not None or download.heading_due:
-                            yield seq, record if with_seq else without_seq(record, export_format)
-                        download.heading_due = False
-                    download.end()
-            except NotARecord as error:
-                raise ClientError(f"{self.root} sent something that is no export of results: {error}") from None
-            except (httpx.RequestError, CutShort) as error:
-                failures += 1
-                failing_since = time.monotonic() if failures == 1 else failing_since
-                wait = jitter_seconds(failures)
-                if time.monotonic() + wait >= failing_since + self._sender.retry_seconds:
-                    raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
-                self._sender.pause(wait)
+        download = Download(self._sender, make_query(export_format, filters))
+        return download.records(lambda params: self._stream(project, params))
 
     def review(self, project: str, reviews: Sequence[schemas.NewReview]) -> schemas.ReviewsStored:
         """Say of up to 1,000 answers that they are right, wrong, or what they should be; or take that back.
@@ -406,7 +372,7 @@ class Client:
     def last_seq(self, project: str) -> int:
         """The `seq` up to which a project's rows are stored by now; rows that come later have higher ones."""
         with self.export(project, format=ExportFormat.JSONL.value) as answer:
-            found = _next_since(answer)
+            found = next_since(answer)
         if found is None:
             raise ClientError(f"{self.root} does not say how far its export goes")
         return found
@@ -419,9 +385,9 @@ class Client:
     @contextmanager
     def export(self, project: str, **filters: Any) -> Iterator[httpx.Response]:
         """The raw streamed export; `format` and the filters of `results`. Read it with `iter_bytes()`."""
-        query = _query(filters.pop("format", ExportFormat.CSV), filters)
+        query = make_query(filters.pop("format", ExportFormat.CSV), filters)
         try:
-            with self._stream(project, _params(query)) as answer:
+            with self._stream(project, query_params(query)) as answer:
                 yield answer
         except httpx.RequestError as error:
             raise Unreachable(f"the download from {self.root} broke off: {why(error)}") from error
@@ -461,55 +427,6 @@ class Client:
             # The link carries all parameters. Its host is ignored: behind a proxy it may be another.
             link = answer.links.get("next", {}).get("url")
             next_url, params = (self._sender.below_root(link) if link else None), None
-
-
-@dataclass
-class _Download:
-    """How far a download is: rounds of asking, each of which is over when all that it first saw has come.
-
-    One round would miss the rows that are replaced before it reaches them; after several, a row would have to be
-    replaced again during each of them.
-    """
-
-    last: int | None
-    heading_due: bool = True
-    finished: bool = False
-    _rounds: int = 0
-    _goal: int | None = None
-    _before: int | None = None
-
-    def begin(self, next_since: int | None) -> None:
-        """An answer begins, which will reach to `next_since`, if it says so."""
-        self._before = self.last
-        if self._goal is None:
-            self._goal = next_since
-
-    def end(self) -> None:
-        """The answer is over, as a whole as far as can be seen."""
-        if self.last == self._before:
-            self.finished = True
-        elif self._goal is not None and self.last is not None and self.last >= self._goal:
-            self._rounds, self._goal = self._rounds + 1, None
-            self.finished = self._rounds == MAX_ROUNDS
-
-
-def _query(export_format: ExportFormat, filters: Mapping[str, Any]) -> ResultQuery:
-    """What an export is asked for, judged before anything is sent."""
-    try:
-        return ResultQuery(
-            format=export_format, **{name: value for name, value in filters.items() if value is not None}
-        )
-    except ValidationError as error:
-        raise ClientError(f"this cannot be asked for: {mistake(error)}") from None
-
-
-def _params(query: ResultQuery) -> dict[str, Any]:
-    return query.model_dump(mode="json", exclude_none=True)
-
-
-def _next_since(answer: httpx.Response) -> int | None:
-    said = answer.headers.get(NEXT_SINCE_HEADER, "")
-    return int(said) if said.isdecimal() else None
 
 
 def _project(name: str) -> str:

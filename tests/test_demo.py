@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from tests.plugins.model import DrawnSamples
+from tests.plugins.replica import copy_home
 from tests.serving import wait_for
 from uworker.demo.__main__ import AWKWARD
 from uworker.demo.samples import Awkward, draw_awkward
+from uworker.prepared.files import find_prepared
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
@@ -130,6 +132,23 @@ def test_own_images_with_decimers_own_weights(
         rows = list(csv.DictReader(file))
     assert {"output/" + row["image"]: row["smiles"] for row in rows} == wanted
     assert {row["directory"] for row in rows} == {"my images"}
+    assert "prepared" not in said
+
+
+# The first to want the replica waits until it is made.
+@pytest.mark.timeout(600)
+def test_a_prepared_model_alone_will_do_and_is_named(
+    tmp_path: Path, data_dir: Path, samples: DrawnSamples, prepared_home: Path
+) -> None:
+    prepared = find_prepared(prepared_home, hand_drawn=False)
+    assert prepared is not None
+    copy_home(prepared.directory, tmp_path / "home" / prepared.directory.relative_to(prepared_home))
+    # Nothing can be downloaded here, and without the weights there is no other model.
+    more = {"PYSTOW_HOME": str(tmp_path / "home"), "TMPDIR": short_tmp(data_dir)}
+    demo = start(tmp_path, "--images", str(samples.items[0].path.parent), **more)
+    said, _ = demo.communicate(timeout=150)
+    assert demo.returncode == 0, said
+    assert f"sha256 {prepared.about.weights_sha256}; prepared: {prepared.sha256}" in said
 
 
 @pytest.mark.parametrize(

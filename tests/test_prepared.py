@@ -144,12 +144,16 @@ def test_wrong_options_are_told_apart_from_a_model_that_cannot_be_made(
 def test_ones_own_images_are_a_file_or_taken_evenly_from_a_folder(tmp_path: Path) -> None:
     files = [tmp_path / "own" / f"{folder}" / f"{number}.PNG" for folder in "ab" for number in range(4)]
     paint(*files)
-    (tmp_path / "own" / "a" / "readme.txt").touch()
+    for name in ("readme.txt", "0.pdf", "0.svg"):
+        (tmp_path / "own" / "a" / name).touch()
     assert _find_images(files[2], 1) == [("2.PNG", files[2])]
     assert _find_images(tmp_path / "own", 4) == [
         (f"{folder}/{number}.PNG", tmp_path / "own" / folder / f"{number}.PNG") for folder in "ab" for number in (0, 2)
     ]
     assert [file for _, file in _find_images(tmp_path / "own", 99)] == files
+    # As the worker takes it, which knows more endings than the common ones.
+    scanned = files[0].rename(files[0].with_suffix(".JFIF"))
+    assert scanned in [file for _, file in _find_images(tmp_path / "own", 99)]
 
 
 @pytest.mark.parametrize("module", ["files", "choice", "cli"])

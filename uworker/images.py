@@ -14,11 +14,13 @@ from typing import Protocol
 from job_api.schemas import NONE_CHOSEN, ResultStatus
 from job_api.text import MAX_PATH_BYTES, clean_text
 
-# Endings, in lower case, of files that say they are pictures; SVG and PDF among them, to be told they are not read.
-IMAGE_ENDINGS = frozenset(
+# Endings, in lower case, of files that say they are made of pixels.
+RASTER_ENDINGS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".heic"}
-    | {".heif", ".avif", ".svg", ".pdf"}
+    | {".heif", ".avif"}
 )
+# Those, and what is listed with them to be told that it is not read.
+IMAGE_ENDINGS = RASTER_ENDINGS | {".svg", ".pdf"}
 IGNORED_DIRECTORIES = frozenset({"__MACOSX"})
 
 # What is in every name that `storable` has changed, whichever way.

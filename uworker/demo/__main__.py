@@ -200,7 +200,9 @@ def _own_weights() -> Path:
             progress.update(bars[name], completed=done, total=total)
 
         try:
-            weights = ensure_weights(home, hand_drawn=False, pinned_sha256=None, on_progress=show)
+            weights = ensure_weights(
+                home, hand_drawn=False, pinned_sha256=None, on_progress=show, prepared_will_do=True
+            )
         except WeightsError as error:
             raise DemoError(str(error)) from None
     checked = "as its host publishes them" if weights.verified else "unverified"

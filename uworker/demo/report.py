@@ -49,7 +49,7 @@ def show_directories(console: Console, jobs: Iterable[Job], rows: Iterable[Row])
 
 
 def show_recognised(console: Console, rows: Iterable[Row]) -> list[str]:
-    """Print some SMILES with their confidences; returns which weights made them all."""
+    """Print some SMILES with their confidences; returns which models made them all."""
     recognised = [row for row in rows if row["status"] == "recognised"]
     table = Table("image", "SMILES", "confidence")
     for row in recognised[:: max(1, len(recognised) // SHOWN_ROWS)][:SHOWN_ROWS]:
@@ -57,7 +57,12 @@ def show_recognised(console: Console, rows: Iterable[Row]) -> list[str]:
         confidence = f"{float(row['confidence']):.3f}" if row["confidence"] else ""
         table.add_row(Text(printable(image)), Text(row["smiles"]), confidence)
     console.print(table)
-    return sorted({f"{row['weights']}, sha256 {row['weights_sha256']}" for row in recognised})
+    return sorted({_model(row) for row in recognised})
+
+
+def _model(row: Row) -> str:
+    prepared = f"; prepared: {row['prepared']}" if row["prepared"] else ""
+    return f"{row['weights']}, sha256 {row['weights_sha256']}{prepared}"
 
 
 def compare(expected: Mapping[tuple[str, str], Outcome], rows: list[Row]) -> str | None:

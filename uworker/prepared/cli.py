@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from uworker.images import RASTER_ENDINGS
 from uworker.prepared.files import LEAST_IMAGES, REPORT, Difference, NotComparedError, Report, prepared_directory
 from uworker.settings import default_weights_home
 from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights
@@ -14,7 +15,6 @@ from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
 SAMPLES = 24
 MARGIN, TOLERANCE = 0.01, 0.01
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
 _SHOWN = 10
 
 
@@ -89,7 +89,7 @@ def make(
 def _find_images(place: Path, number: int) -> list[tuple[str, Path]]:
     if place.is_file():
         return [(place.name, place)]
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in RASTER_ENDINGS and path.is_file())
     if not files:
         typer.echo(f"uworker: no image is at {place}", err=True)
         raise typer.Exit(EXIT_SETTINGS)
