@@ -25,17 +25,19 @@ ISOTOPE_RUN = 4
 COMMON_ELEMENTS = frozenset(
     re.findall(
         "[A-Z][a-z]?",
-        "H LiBeBCNOF NaMgAlSiPSCl KCaTiVCrMnFeCoNiCuZnGaGeAsSeBr RbSrZrMoRuRhPdAgCdInSnSbTeI CsBaGdHfWReOsIrPtAuHgBi",
+        "H LiBeBCNOF NaMgAlSiPSCl KCaTiVCrMnFeCoNiCuZnGaGeAsSeBr RbSrZrMoRuRhPdAgCdInSnSbTeI CsBaGdHfReOsIrPtAuHgBi",
     )
 )
-"""Elements that are drawn as themselves. The rest (Pb, Y, Ar, Ac, Pr, Ts, ...) are mostly Ph, a variable, aryl, acetyl,
-propyl and tosyl misread."""
+"""Elements that are drawn as themselves. The rest (Pb, Y, W, Ar, Ac, Pr, Ts, ...) are mostly Ph, variables, aryl,
+acetyl, propyl and tosyl misread."""
 
 _RARE_ELEMENTS = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)} - COMMON_ELEMENTS
 _BRACKET_SYMBOL = re.compile(r"\[\d*([A-Z][a-z]?)")
 # What stands for a group: a letter that is no element, or Ar for aryl (argon bears no bond), with digits and primes or
 # without (`[R]`, `[R1']`, `[X]`, `[Ar]`); Y and W only with them, since alone they are elements. The charge stays.
 _VARIABLE = re.compile(r"\[(?:(?:[AEGJLMQRXZ]|Ar)[\d']*|[YW][\d']+)((?:[+-]\d?)?)\]")
+# With a digit or a prime it is a group for sure, and no element.
+_NUMBERED_VARIABLE = re.compile(r"\[(?:[A-Z]|Ar)[\d']+(?:[+-]\d?)?\]")
 _LABEL = r"\[\d+[A-Za-z][^\[\]]*\]"
 _ISOTOPE_RUN = re.compile(rf"(?:{_LABEL}[()=#/\\\-%\d]*){{{ISOTOPE_RUN},}}")
 _MAX_FORMULA_CHARS = 200
@@ -166,7 +168,7 @@ def _flags_of_text(smiles: str) -> set[str]:
         "has_rgroup": "*" in smiles or _VARIABLE.search(smiles) is not None,
         "isotope_run": _ISOTOPE_RUN.search(smiles) is not None,
         # By text, because many a misread [Ar] has a valence that RDKit refuses.
-        "rare_element": not _RARE_ELEMENTS.isdisjoint(_BRACKET_SYMBOL.findall(smiles)),
+        "rare_element": not _RARE_ELEMENTS.isdisjoint(_BRACKET_SYMBOL.findall(_NUMBERED_VARIABLE.sub("", smiles))),
         "many_fragments": smiles.count(".") + 1 >= MANY_FRAGMENTS,
     }
     return {flag for flag, present in seen.items() if present}

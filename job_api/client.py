@@ -65,8 +65,8 @@ __all__ = [
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
 
-# A filter may let nothing pass for many millions of rows.
-EXPORT_EXTRA_SECONDS = 90.0
+# A filter may let nothing pass for a hundred million rows, of which each takes the service some microseconds.
+EXPORT_EXTRA_SECONDS = 600.0
 
 
 class Client:

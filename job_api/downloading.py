@@ -47,6 +47,7 @@ class Download:
         self._heading_due = True
         self._finished = False
         self._rounds = 0
+        self._nothing_came = False
         self._goal: int | None = None
         self._before: int | None = None
 
@@ -63,7 +64,7 @@ class Download:
                         if seq is not None or self._heading_due:
                             yield seq, record if self._with_seq else without_seq(record, self._format)
                         self._heading_due = False
-                    self._end()
+                    self._end(sure=_shows_its_end(answer))
             except NotARecord as error:
                 root = self._sender.root
                 raise ClientError(f"{root} sent something that is no export of results: {error}") from None
@@ -81,13 +82,17 @@ class Download:
         if self._goal is None:
             self._goal = reaches_to
 
-    def _end(self) -> None:
-        """The answer is over, as a whole as far as can be seen."""
+    def _end(self, *, sure: bool) -> None:
+        """The answer is over, as a whole as far as can be seen; where a cut is not seen, two must be without a row."""
         if self._last == self._before:
-            self._finished = True
-        elif self._goal is not None and self._last is not None and self._last >= self._goal:
-            self._rounds, self._goal = self._rounds + 1, None
-            self._finished = self._rounds == MAX_ROUNDS
+            self._finished = sure or self._nothing_came
+            self._nothing_came = True
+            return
+        self._nothing_came = False
+        if self._goal is None or self._last is None or self._last < self._goal:
+            return
+        self._rounds, self._goal = self._rounds + 1, None
+        self._finished = self._rounds == MAX_ROUNDS
 
 
 def make_query(export_format: ExportFormat, filters: Mapping[str, Any]) -> ResultQuery:
@@ -113,3 +118,9 @@ def next_since(answer: httpx.Response) -> int | None:
     """The `seq` that an export will reach, where it says so."""
     said = answer.headers.get(NEXT_SINCE_HEADER, "")
     return int(said) if said.isdecimal() else None
+
+
+def _shows_its_end(answer: httpx.Response) -> bool:
+    """Whether a cut would have been seen; behind a proxy that speaks HTTP/1.0 the end is where the connection ends."""
+    headers = answer.headers
+    return answer.http_version == "HTTP/2" or "transfer-encoding" in headers or "content-length" in headers

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
@@ -100,6 +101,8 @@ class _Child:
         self._pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_run_child, args=(theirs, *self._arguments), name=f"api-{self.number}")
         # Ctrl-C goes to all processes of a terminal, and only the parent shall heed it: what is blocked stays so.
+        # The first start of all brings multiprocessing's own tracker, which would let the signal through again.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()

@@ -1,8 +1,9 @@
 """An engine for tests, loaded in real recogniser processes as `tests.engines:load_pixel_engine`.
 
 It does what the red value of an image's first pixel says, so that a test can place a crash where it wants one. With
-`max_batch` in its options it is handed several images at once. In `work`, a file, each thread of all processes notes
-when it begins and ends with which images, and whoever kills its process that this is the end of all its threads.
+`max_batch` in its options it is handed several images at once; while there is a file `spoilt` it cannot be loaded. In
+`work`, a file, each thread of all processes notes when it begins and ends with which images, and whoever kills its
+process that this is the end of all its threads.
 """
 
 import ctypes
@@ -209,6 +210,8 @@ def _die(code: int, options: Mapping[str, Any]) -> None:
 def load_pixel_engine(options: Mapping[str, Any], home: Path, threads: int) -> PixelEngine:
     if "load_error" in options:
         raise EngineLoadError(options["load_error"])
+    if "spoilt" in options and Path(options["spoilt"]).exists():
+        raise EngineLoadError("it is spoilt")
     if options.get("die_loading"):
         os.kill(os.getpid(), signal.SIGILL)
     if options.get("hang_loading"):

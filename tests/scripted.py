@@ -36,6 +36,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     """Break the connection off instead of ending the body."""
+    is_old: bool = False
+    """Where the body ends is told by the end of the connection alone, as in HTTP/1.0."""
     hold: bool = False
     """Answer nothing until the server ends."""
 
@@ -141,9 +143,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Connection", "close")
+        content = answer.bytes()
+        if answer.is_old:
+            self.end_headers()
+            self.wfile.write(content)
+            return
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        content = answer.bytes()
         if content:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
         if not answer.cut:

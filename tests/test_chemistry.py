@@ -101,6 +101,7 @@ def test_groups_that_only_their_numbers_tell_apart_make_no_stereo(numbered: str,
         ("[X]CC", "has_rgroup"),
         ("[Pb]c1ccccc1", "rare_element"),
         ("[Y]C", "rare_element"),
+        ("[W]C", "rare_element"),
         ("[2H]C([2H])([2H])[2H]", None),
         ("[13CH3][13CH2][13CH2][13CH3]", "isotope_run"),
         ("[13CH3][13CH2][13CH2][13CH3", None),
@@ -118,6 +119,8 @@ def test_flags(smiles: str, flag: str | None) -> None:
 
 def test_a_misread_element_and_a_group_at_once() -> None:
     assert check_smiles("[Ar]C(=O)O").flags == ("has_rgroup", "rare_element")
+    for group in ("[Y1]", "[W2']", "[R1]", "[Ar1]", "[Y1+]"):
+        assert check_smiles(f"{group}CC").flags == ("has_rgroup",)
 
 
 def test_a_very_long_smiles_is_judged() -> None:

@@ -560,6 +560,16 @@ def test_answer_cut_between_two_rows_is_mended() -> None:
     assert [a.query.get("since") for a in server.asked] == [None, "2", "5"]
 
 
+def test_nothing_is_no_end_where_a_cut_cannot_be_seen_unless_it_comes_twice() -> None:
+    def old(body: bytes) -> Answer:
+        return Answer(200, body, {"Next-Since": "9"}, is_old=True)
+
+    answers = [old(b""), old(jsonl(1, 2)), old(b""), old(jsonl(5)), old(b""), old(b"")]
+    with serving(answers) as server, client_of(server) as client:
+        assert [row["seq"] for row in client.results("p")] == [1, 2, 5]
+    assert len(server.asked) == len(answers)
+
+
 def test_download_ends_though_a_fleet_goes_on_storing() -> None:
     def storing(asked: Asked) -> Answer:
         seq = int(asked.query.get("since", 0)) + 1

@@ -536,6 +536,22 @@ def test_an_engine_of_other_weights_that_takes_the_place_of_one_ends_the_worker(
         asked.poll_until(lambda: asked.crew.prepare(ORDER) and asked.crew.hindrance)
 
 
+def test_with_images_in_hand_and_nothing_to_read_the_worker_hears_of_it_as_well(
+    start_engine: EngineStarter, fake_engine: Callable[..., FakeEngine], ask: Asker
+) -> None:
+    """Nobody asks then whether the engine is ready, and they would be held for ever."""
+    engine = start_engine(**ONE)
+    asked = ask()
+    asked.prepare()
+    asked.submit(engines.HANG)
+    engine.kill()
+    engine.socket.unlink()
+    run = EngineRun(engine="pixel", engine_version="2.0")
+    fake_engine(Hello(about=""), State(capacity=4, threads=2, load=MachineLoad()), Ready(order=0, run=run))
+    asked.poll_until(lambda: any(isinstance(report, CannotLoad) for report in asked.reports))
+    assert "another engine (pixel 2.0" in str(asked.reports[-1])
+
+
 def test_who_takes_nothing_stalls_nobody_and_loses_no_result() -> None:
     ours, theirs = socket.socketpair()
     wire, peer = Wire(ours), Peer(theirs)

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -101,6 +103,35 @@ def test_an_image_without_ink_costs_itself_alone(
     [alone] = engine.recognise_batch(iter([inkless]))
     assert isinstance(alone, NoInk)
     assert list(engine.recognise_batch(iter([]))) == []
+
+
+def test_images_that_cannot_be_preprocessed_are_not_held_while_the_others_are_read(
+    prepared_replica: Replica, pixels: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may have 200 MB, and an exception holds on to what it went through."""
+    engine = PreparedEngine(prepared(prepared_replica.home))
+    made: list[weakref.ref[Pixels]] = []
+    alive: list[bool] = []
+
+    def pictures() -> Iterator[Pixels]:
+        for _ in range(3):
+            inkless = np.full((40, 50, 3), (0, 255, 255), np.uint8)
+            made.append(weakref.ref(inkless))
+            yield inkless
+            del inkless
+        yield pixels[0]
+
+    read = PreparedModel.read
+
+    def watched(model: PreparedModel, seen: Sequence[Any]) -> Any:
+        alive.extend(ref() is not None for ref in made)
+        return read(model, seen)
+
+    monkeypatch.setattr(PreparedModel, "read", watched)
+    *lost, answer = engine.recognise_batch(pictures())
+    assert all(isinstance(one, NoInk) and one.__traceback__ is not None for one in lost)
+    assert_same([answer], prepared_replica.answers["printed"][:1], CLOSE)
+    assert alive == [False] * 3
 
 
 def test_a_token_without_a_word_costs_its_image_alone(

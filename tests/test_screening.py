@@ -147,6 +147,24 @@ def test_nearly_uniform_is_blank(noise: int) -> None:
     assert screen(encode(Image.fromarray(pixels))).status is None
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_paper_with_the_noise_of_a_scanner_is_blank(dtype: npt.DTypeLike) -> None:
+    values: npt.NDArray[Any] = np.full((20, 30), 60_000, dtype=dtype)
+    values[::2] -= 60_000 * screening.BLANK_SPAN // 255
+    assert screen(encode(Image.fromarray(values), "TIFF")).status == ResultStatus.BLANK
+    values[0, 0] -= 600
+    assert screen(encode(Image.fromarray(values), "TIFF")).status is None
+
+
+def test_what_is_transparent_of_a_deep_image_is_white() -> None:
+    values = np.zeros((40, 60), dtype=np.uint16)
+    values[5:11, 5:21] = 200
+    values[20:22, 5:21] = 60_000
+    screened = screen(encode(Image.fromarray(values), transparency=0))
+    assert screened.pixels is not None
+    assert (screened.pixels[0, 0, 0], screened.pixels[7, 7, 0], screened.pixels[21, 7, 0]) == (255, 0, 255)
+
+
 def test_sizes_are_judged_by_the_square_of_the_longer_side() -> None:
     assert screen(encode(drawn(size=(100, 40))), max_pixels=10_000).status is None
     for size in ((101, 40), (40, 101)):

@@ -15,11 +15,11 @@ def run_sbatch(
     """Run the script as on a node, with a program in the worker's place that prints its settings."""
     printer = tmp_path / "venv" / "bin" / "uworker"
     printer.parent.mkdir(parents=True, exist_ok=True)
-    printer.write_text('#!/bin/sh\necho "runs: $*"\nenv | grep ^UWORKER_\n')
+    printer.write_text('#!/bin/sh\necho "runs: $*"\nenv | grep -E "^(UWORKER_|SSL_CERT)"\n')
     printer.chmod(0o755)
     if env_file is not None:
         (tmp_path / "worker.env").write_text(env_file)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("UWORKER_", "SLURM_"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("UWORKER_", "SLURM_", "SSL_"))}
     given = {"SLURM_JOB_ID": "17", "PATH": path or os.environ["PATH"], **variables}
     command = ["/bin/bash", str(SBATCH), *(arguments or ("worker.env", "venv"))]
     return subprocess.run(
@@ -44,6 +44,24 @@ def test_quotes_around_a_value_are_not_part_of_it(tmp_path: Path) -> None:
     assert f"UWORKER_SPOOL_DIR={tmp_path}/the spool" in said
     assert "UWORKER_SNAPSHOT=a#b" in said
     assert "UWORKER_HOSTNAME='" in said
+
+
+def test_what_the_build_writes_and_people_add_is_read_as_compose_reads_it(tmp_path: Path) -> None:
+    certificates = tmp_path / "ca.crt"
+    certificates.touch()
+    lines = [
+        f"export UWORKER_SPOOL_DIR = {tmp_path}/spool   # on this node",
+        r"UWORKER_SOURCE_ROOT='/data/O\'Neil'  # a comment",
+        r'UWORKER_SNAPSHOT="a \"b\""',
+        f"WORKER_CA_FILE={certificates}",
+    ]
+    said = run_sbatch(tmp_path, env_file="\r\n".join(lines) + "\r\n").stdout.splitlines()
+    assert f"UWORKER_SPOOL_DIR={tmp_path}/spool" in said
+    assert "UWORKER_SOURCE_ROOT=/data/O'Neil" in said
+    assert 'UWORKER_SNAPSHOT=a "b"' in said
+    assert f"SSL_CERT_FILE={certificates}" in said
+    certificates.unlink()
+    assert "cannot read WORKER_CA_FILE" in run_sbatch(tmp_path).stderr
 
 
 def many_cores(tmp_path: Path) -> str:
@@ -123,6 +141,11 @@ def test_an_image_is_run_by_apptainer_with_its_folders(tmp_path: Path, image: st
     path = f"{program.parent}:{os.environ['PATH']}"
     done = run_sbatch(tmp_path, "worker.env", image, env_file=lines, path=path)
     bound = ["--bind", f"{tmp_path}/spool:/var/lib/uworker", "--bind", f"{tmp_path}/images"]
+    assert done.stdout.splitlines() == ["run", "--no-home", "--env", "UWORKER_STATE_FILE=", *bound, image, "--once"]
+    certificates = tmp_path / "ca.crt"
+    certificates.touch()
+    done = run_sbatch(tmp_path, "worker.env", image, env_file=f"{lines}WORKER_CA_FILE={certificates}\n", path=path)
+    bound += ["--bind", str(certificates)]
     assert done.stdout.splitlines() == ["run", "--no-home", "--env", "UWORKER_STATE_FILE=", *bound, image, "--once"]
     for folder in ("a,b", "a:b"):
         named = lines.replace("/images", f"/{folder}")

@@ -128,6 +128,13 @@ def test_a_service_that_is_away_is_told(refused: Builder) -> None:
     assert "127.0.0.1:1" in refused(JOB_API_ROOT="http://127.0.0.1:1")
 
 
+def test_jobs_that_can_be_read_once_only_are_refused(refused: Builder, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for file in ("-", str(pipe)):
+        assert "read twice" in refused(PROJECT, "CONFIG", file)
+
+
 def test_jobs_that_cannot_be_added_are_told_before_anything_is_built(refused: Builder, tmp_path: Path) -> None:
     jobs = tmp_path / "dirs.txt"
     jobs.write_text("/absolute\n")
@@ -413,6 +420,35 @@ def test_a_machine_without_docker_is_told_what_to_install(start_folder: Path, tm
     for tool in ("bash", "dirname", "grep", "sed", "tail", "stat", "chmod"):
         (programs / tool).symlink_to(str(shutil.which(tool)))
     assert "apt-get install docker.io docker-compose" in start(start_folder, PATH=str(programs))
+
+
+@pytest.mark.parametrize(("engine", "compose", "refused"), [("29.1.3", "1.29.2", True), ("20.10.24", "1.29.2", False)])
+def test_a_compose_that_is_too_old_for_the_engine_is_told(
+    start_folder: Path, tmp_path: Path, engine: str, compose: str, *, refused: bool
+) -> None:
+    """Also by the service's script; with one that is not, both come as far as to ask an engine that is not there."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, says in {
+        "docker": f'[ "$1" = version ] && echo {engine} || exit 1',
+        "docker-compose": f'[ "$1" = version ] && echo {compose} || exit 1',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{says}\n")
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    commands = [["start_worker.sh", "stop"], [str(CLONE / "docker" / "service" / "service.sh"), "status"]]
+    for command in commands:
+        done = subprocess.run(
+            ["bash", *command],  # noqa: S607 - wherever the system has it
+            cwd=start_folder,
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert ("docker-compose 1 cannot work with Docker 29.1.3; install" in done.stderr) == refused
 
 
 def test_a_folder_that_was_not_copied_well_is_told(start_folder: Path) -> None:

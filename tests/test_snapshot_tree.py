@@ -56,8 +56,15 @@ def test_a_change_of_anything_else_is_none(clone: Path, name: str) -> None:
 
 def test_the_code_is_what_lies_there_less_what_git_ignores(clone: Path) -> None:
     (clone / "uworker" / "new with ü.py").write_text("untracked\n")
+    (clone / "uworker" / "deep" / "er").mkdir(parents=True)
+    (clone / "uworker" / "deep" / "er" / "new.py").write_text("untracked\n")
+    (clone / "uworker" / "worker.env").write_text("a token, which nobody meant to put there\n")
     (clone / "job_api" / "client.py").unlink()
-    assert [path.as_posix() for path in code_files(clone)] == ["uworker/cli.py", "uworker/new with ü.py"]
+    assert [path.as_posix() for path in code_files(clone)] == [
+        "uworker/cli.py",
+        "uworker/deep/er/new.py",
+        "uworker/new with ü.py",
+    ]
 
 
 def test_without_a_repository_of_its_own_the_commit_is_unknown(clone: Path) -> None:

@@ -164,6 +164,26 @@ def test_an_engine_that_cannot_load_is_said_once_and_not_tried_again(supervise: 
     assert len(watched.pids) == 3
 
 
+def test_one_that_cannot_load_while_others_recognise_does_not_end_them(supervise: Supervise, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    watched = supervise(options={"spoilt": str(spoilt)})
+    watched.wait_ready()
+    spoilt.touch()
+    watched.supervisor.resize(2, 2)
+    watched.poll_until(lambda: bool(watched.logs))
+    assert "cannot be loaded, and others go on: EngineLoadError: it is spoilt" in watched.logs[0]
+    watched.submit(1, 2, 3)
+    assert [row["smiles"] for row in watched.finish(3).values()] == ["C", "CC", "CCC"]
+    # It is tried again, and once there is no other it is the end.
+    spoilt.unlink()
+    watched.wait_ready(2)
+    spoilt.touch()
+    for pid in watched.supervisor.pids():
+        os.kill(pid, signal.SIGKILL)
+    watched.poll_until(lambda: any(isinstance(report, CannotLoad) for report in watched.reports))
+    assert not any(isinstance(report, CannotLoad) for report in watched.reports[:-1])
+
+
 def test_an_unknown_engine_cannot_load(supervise: Supervise) -> None:
     watched = supervise(engine="molscribe")
     watched.poll_until(lambda: bool(watched.reports))

@@ -17,6 +17,7 @@ from job_api.schemas import JobState, ProjectSettings, ResultStatus
 from tests.engines import picture
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
+from tests.plugins.replica import copy_home
 from tests.plugins.service import RunningService
 from tests.serving import wait_for
 from uworker.demo.samples import draw_awkward
@@ -224,6 +225,28 @@ def test_a_worker_that_cannot_work_says_why_and_ends(
     counts = admin.project(PROJECT).jobs
     assert (counts.queued, counts.failed) == (1, 0), "the job is given back uncharged"
     assert next(admin.jobs(PROJECT)).failures == 0
+
+
+def test_a_recogniser_that_is_started_later_takes_no_other_weights(
+    service: RunningService,
+    long_corpus: Corpus,
+    start_worker: WorkerStarter,
+    miniature_home: Path,
+    tmp_path: Path,
+) -> None:
+    """Its rows would be told of as made by those of before."""
+    home = copy_home(miniature_home, tmp_path / "home")
+    admin = submit(service, long_corpus, *long_corpus.directories[:8])
+    settings = {"weights_home": str(home), "processes": "1", "threads_per_process": "1"}
+    worker = start_worker(service.root, service.token("worker"), **settings)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 20, 60)
+    model = home / "DECIMER-V2" / "DECIMER_model"
+    (model / "of another version").touch()
+    [recogniser] = worker.children()
+    recogniser.kill()
+    assert worker.wait() == 3, worker.log
+    assert "is asked for" in worker.log
+    assert len({row["weights_sha256"] for row in admin.results(PROJECT)}) == 1
 
 
 def test_a_token_of_another_role_is_refused(

@@ -38,7 +38,7 @@ class _Fetch:
         options: What the engine's options say beside the order's: the model is chosen once for all recognisers.
     """
 
-    result: Weights | WeightsError | OSError | None = None
+    result: Weights | Exception | None = None
     options: dict[str, Any] = field(default_factory=dict)
     is_done: bool = False
 
@@ -128,8 +128,13 @@ class Crew:
                 checked = "verified" if found.verified else "unverified"
                 log.info("weights: %s, sha256 %s (%s)", found.name, found.sha256, checked)
                 fetch.options["prepared"] = choice.choose(home, found, hand_drawn=hand_drawn, wanted=wanted)
+                # A process that is started later must find the same ones: rows are told of as made by one model.
+                fetch.options["weights_sha256"] = order.engine_options.get("weights_sha256") or found.sha256
                 fetch.result = found
             except (WeightsError, OSError) as error:
+                fetch.result = error
+            except Exception as error:
+                log.exception("DECIMER's weights could not be looked for")
                 fetch.result = error
             finally:
                 fetch.is_done = True

@@ -130,7 +130,7 @@ def _turn(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image, *, white_is_zero: bool) -> Pixels:
     """Return uint8[height, width, 3]: deep greys scaled to 8 bit, transparency on white, any colour model as RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _scale_to_8_bit(np.asarray(image))
+        grey = _scale_to_8_bit(np.asarray(image), image.info.get("transparency"))
         if white_is_zero:
             grey = 255 - grey
         return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
@@ -141,11 +141,19 @@ def _to_rgb(image: Image.Image, *, white_is_zero: bool) -> Pixels:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _scale_to_8_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Map the range of `values`, of any number type, onto 0..255; uniform arrays and what is no number become white."""
+def _scale_to_8_bit(values: npt.NDArray[np.generic], transparent: object = None) -> npt.NDArray[np.uint8]:
+    """Map the range of `values`, of any number type, onto 0..255.
+
+    White become uniform arrays, also those that would be with 8 bits, what is no number, and the `transparent` value.
+    """
     numbers = values.astype(np.float64)
     finite = np.isfinite(numbers)
+    if isinstance(transparent, int):
+        finite &= numbers != transparent
     low, high = (numbers[finite].min(), numbers[finite].max()) if finite.any() else (0.0, 0.0)
+    if low >= 0 and high - low <= high * BLANK_SPAN / 255:
+        # Paper with the noise of a scanner, which would be spread out to ink.
+        low = high
     # Halved first: the difference of two float32 extremes is finite in float64, of two float64 extremes it is not.
     span = high / 2 - low / 2
     scaled = (numbers / 2 - low / 2) / span * 255 if span > 0 else np.full(numbers.shape, 255.0)

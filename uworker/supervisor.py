@@ -232,7 +232,7 @@ class Supervisor:
                 self._dealer.max_batch = content["max_batch"]
                 self._reports.append(EngineReady(EngineRun.model_validate(content["run"])))
             case "cannot_load":
-                self._give_up(content["message"])
+                self._miss(seat, content["message"])
             case "started":
                 task_id = content["task_id"]
                 seat.start(task_id, content.get("batch", task_id), message.heard_at)
@@ -248,7 +248,7 @@ class Supervisor:
             return
         ending = describe_exit(gone.exit_code)
         if gone.exit_code == EXIT_CANNOT_LOAD and not seat.ready:
-            self._give_up("the engine cannot be loaded")
+            self._miss(seat, "the engine cannot be loaded")
         elif not seat.doomed:
             names = ", ".join(work.task.name for work in seat.hands.values())
             holding = f"{len(seat.hands)} images in its hands: {names}" if names else "no image in its hands"
@@ -281,6 +281,14 @@ class Supervisor:
         if self._is_wanted(work):
             del self._open[work.task.task_id]
             self._reports.append(Finished(work.task.task_id, row, fault))
+
+    def _miss(self, seat: Seat, message: str) -> None:
+        """A process cannot load the engine: the end, unless another one has, which goes on."""
+        if not any(other.is_open for other in self._seats if other is not seat):
+            self._give_up(message)
+        elif not seat.doomed:
+            self._on_log("error", clean_text(f"a recogniser cannot be loaded, and others go on: {message}"))
+            seat.doomed = True
 
     def _give_up(self, message: str) -> None:
         if not self._cannot_load:

@@ -50,8 +50,12 @@ check_docker() {
         compose_program=(docker compose)
     elif command -v docker-compose >/dev/null; then
         compose_program=(docker-compose)
+        # compose 1 is no longer made, and newer engines do not answer it any more as it expects.
+        if [[ ${said%%.*} =~ ^[0-9]+$ ]] && ((${said%%.*} >= 26)) && [[ $(docker-compose version --short 2>/dev/null) == 1.* ]]; then
+            die "docker-compose 1 cannot work with Docker $said; install compose as docker's plugin (Ubuntu: apt-get install docker-compose-v2; of Docker's own packages: docker-compose-plugin)"
+        fi
     else
-        die "docker compose is not found; install the package docker-compose-plugin or docker-compose"
+        die "docker compose is not found; install the package docker-compose-v2 (Ubuntu), docker-compose-plugin (Docker's own) or docker-compose (Debian)"
     fi
 }
 
@@ -168,14 +172,19 @@ build() (
     : >"$context/ca-bundle.crt"
     [[ -z ${SSL_CERT_FILE:-} ]] || cp "$SSL_CERT_FILE" "$context/ca-bundle.crt"
     say "building the image $image of ${revision:0:7} (a first time takes minutes) ..."
-    # The host's network: a build may need a way out that only the machine has.
-    tar --create --mode=a+rX --owner=0 --group=0 --exclude=__pycache__ \
+    # Docker takes the values from the environment, and keeps them in no layer: they may hold a password.
+    local proxies=() name
+    for name in HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
+        [[ -z ${!name:-} ]] || proxies+=(--build-arg "$name")
+    done
+    # The host's network: a build may need a way out that only the machine has. Logins that lie in the clone stay there.
+    tar --create --mode=a+rX --owner=0 --group=0 --exclude=__pycache__ --exclude='*.conf' --exclude='*.env' --exclude='*.dump' \
         --directory="$clone" pyproject.toml uv.lock job_api alembic docker/api docker/install-dependencies.sh \
         --directory="$context" ca-bundle.crt |
         quietly docker build --network=host --tag "$image" --file docker/api/Dockerfile \
             --build-arg "UV_VERSION=$(sed -n 's/^UV_VERSION := //p' "$clone/Makefile")" \
             --build-arg "VERSION=$(sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' "$clone/pyproject.toml")" \
-            --build-arg "REVISION=$revision" --build-arg "DIRTY=$dirty" - ||
+            --build-arg "REVISION=$revision" --build-arg "DIRTY=$dirty" "${proxies[@]}" - ||
         die "the image cannot be built; above is the end of what the builder said"
 )
 

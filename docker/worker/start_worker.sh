@@ -61,11 +61,11 @@ require_folder() {
 }
 
 require_docker() {
-    command -v docker >/dev/null || die "docker is not installed; on Debian and Ubuntu: sudo apt-get install docker.io docker-compose"
+    command -v docker >/dev/null || die "docker is not installed; on Debian: sudo apt-get install docker.io docker-compose (Ubuntu: docker.io docker-compose-v2)"
     local said
     if ! said=$(docker version --format '{{.Server.Version}}' 2>&1); then
         case $said in
-            *"ermission denied"*) die "this user may not use docker; use sudo, or: sudo usermod -aG docker $(id -un), and log in again" ;;
+            *"ermission denied while trying to connect"*) die "this user may not use docker; use sudo, or: sudo usermod -aG docker $(id -un), and log in again" ;;
             *) die "the Docker engine does not answer (${said##*$'\n'}); start it: sudo systemctl start docker" ;;
         esac
     fi
@@ -73,8 +73,12 @@ require_docker() {
         compose=(docker compose)
     elif command -v docker-compose >/dev/null; then
         compose=(docker-compose)
+        # compose 1 is no longer made, and newer engines do not answer it any more as it expects.
+        if [[ ${said%%.*} =~ ^[0-9]+$ ]] && ((${said%%.*} >= 26)) && [[ $(docker-compose version --short 2>/dev/null) == 1.* ]]; then
+            die "docker-compose 1 cannot work with Docker $said; install compose as docker's plugin: sudo apt-get install docker-compose-v2 (of Docker's own packages: docker-compose-plugin)"
+        fi
     else
-        die "compose is not installed; on Debian and Ubuntu: sudo apt-get install docker-compose (or docker-compose-v2)"
+        die "compose is not installed; on Debian: sudo apt-get install docker-compose (Ubuntu: docker-compose-v2)"
     fi
     # By the path: a copy elsewhere is another worker.
     local base sum
@@ -283,7 +287,10 @@ remove() {
     local service id image used=false code=0
     for service in "${services[@]}"; do
         id=$(container "$service")
-        [[ -z $id || $(docker inspect --format '{{.State.Status}}' "$id") == exited ]] || die "the $service runs; stop it first: bash $0 stop"
+        [[ -n $id ]] || continue
+        case $(docker inspect --format '{{.State.Status}}' "$id") in
+            running | restarting | paused) die "the $service runs; stop it first: bash $0 stop" ;;
+        esac
     done
     if [[ $discard == false ]] && docker volume inspect "${name}_spool" >/dev/null 2>&1; then
         has_image "${images[0]}" || die "the image is gone, so that nobody can see whether results wait for the service; to remove all the same: bash $0 remove --discard"

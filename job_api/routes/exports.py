@@ -48,7 +48,7 @@ ENCODED = frozenset({ExportFormat.PARQUET, ExportFormat.SDF, ExportFormat.XLSX, 
 # How many they are is known when the last is sent, and no header comes after that; `job-api results` counts them.
 OMITTED = {
     ExportFormat.SMI: "without a SMILES; with white space in it; rejected by a review",
-    ExportFormat.SDF: "without a SMILES; with one that RDKit cannot parse; rejected by a review",
+    ExportFormat.SDF: "without a SMILES; with one that RDKit cannot parse or draw; rejected by a review",
 }
 
 

@@ -1,6 +1,7 @@
 """Compose as docker's plugin, which Debian 12 has not: the one of Debian 13, for tests that it works with that, too."""
 
 import hashlib
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -23,6 +24,8 @@ def compose_plugin() -> Path:
     Raises:
         NoEngine: it cannot be had here.
     """
+    if platform.machine() != "x86_64":
+        raise NoEngine(f"{_URL} is not for {platform.machine()}")
     home = platformdirs.user_cache_path("decimer-jobs-tests") / "compose-2.26.1"
     home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(home.with_suffix(".lock")):

@@ -105,6 +105,8 @@ def install(*programs: str) -> None:
             done = subprocess.run(step, env=environment, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode != 0:
             raise NoEngine(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+        if missing := [program for program in programs if shutil.which(program) is None]:
+            raise NoEngine(f"{', '.join(missing)} not found, though {' '.join(names)} of Debian are installed")
 
 
 @contextmanager

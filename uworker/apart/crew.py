@@ -217,7 +217,7 @@ class CrewApart:
                     told = None if fault is None else Fault(fault.kind, fault.traceback)
                     self._reports.append(Finished(task_id, row, told))
             case CannotLoadSaid(order=number, message=words, weights=True) if number == self._order_number:
-                self._trouble = WeightsError(words)
+                self._give_up(words)
             case CannotLoadSaid(order=number, message=words) if number == self._order_number:
                 self._reports.append(CannotLoad(words))
             case Log(level=level, message=words, children=True):
@@ -231,10 +231,16 @@ class CrewApart:
         if self._run is not None and run != self._run:
             # Rows of the other one may be on their way, and would be told of as this one's.
             others = f"another engine ({words_of(run)}) has taken the place of the one before ({words_of(self._run)})"
-            self._trouble = WeightsError(f"{others}; start again")
+            self._give_up(f"{others}; start again")
             return
         self._run, self._is_ready, self._deaths_while_loading = run, True, 0
         self._reports.append(EngineReady(run))
+
+    def _give_up(self, message: str) -> None:
+        self._trouble = WeightsError(message)
+        if len(self._hands):
+            # Nothing more may be read, and then nobody asks whether it is ready.
+            self._reports.append(CannotLoad(message))
 
     def _part(self, wire: Wire | None, why: str, *, is_absent: bool) -> None:
         if wire is not None and wire is self._wire:

@@ -115,15 +115,16 @@ class Door:
             if not self._greeted.acquire(blocking=False):
                 connected.close()
                 continue
-            threading.Thread(target=self._serve, args=(connected,), name="door-reader", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connected,), name="door-reader", daemon=True).start()
+            except RuntimeError as error:
+                self._turn_away(connected, error)
 
     def _serve(self, connected: socket.socket) -> None:
         try:
             wire = Wire(connected)
-        except OSError as error:
-            log.error("a connection is refused: %s", error.strerror or error)  # noqa: TRY400 (it says what is wrong)
-            connected.close()
-            self._greeted.release()
+        except (OSError, RuntimeError) as error:
+            self._turn_away(connected, error)
             return
         try:
             hello = self._let_in(wire)
@@ -133,11 +134,17 @@ class Door:
         finally:
             wire.dispose()
 
+    def _turn_away(self, connected: socket.socket, error: Exception) -> None:
+        """There is no thread or no descriptor for it; there may be later."""
+        log.error("a connection is refused: %s", error)
+        connected.close()
+        self._greeted.release()
+
     def _let_in(self, wire: Wire) -> Hello | None:
         # Also for somebody who says his part byte by byte.
         patience = threading.Timer(HELLO_SECONDS, wire.close)
-        patience.start()
         try:
+            patience.start()
             return self._greet(wire)
         except (OSError, EOFError, ValueError) as error:
             # Somebody may try for ever; a mistake is seen in the log all the same.

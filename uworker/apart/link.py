@@ -97,14 +97,14 @@ class Link:
             connected = socket.socket(socket.AF_UNIX)
             try:
                 connected.connect(str(self._path))
-            except OSError:
+                wire = Wire(connected)
+            except (OSError, RuntimeError):
                 connected.close()
                 raise
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
             self._events.put(Parted(None, _reason(error, self._path), absent))
             return
-        wire = Wire(connected)
         with self._lock:
             self._wire = wire
             if self._stop.is_set():
@@ -145,7 +145,7 @@ class Link:
         return answer
 
 
-def _reason(error: OSError, path: Path) -> str:
+def _reason(error: OSError | RuntimeError, path: Path) -> str:
     match error:
         case FileNotFoundError():
             return f"there is no engine at {path} yet; is its container started, and the folder shared?"
@@ -154,4 +154,4 @@ def _reason(error: OSError, path: Path) -> str:
         case PermissionError():
             return f"this user may not use {path}; run worker and engine with the same user or group"
         case _:
-            return f"the engine at {path} cannot be reached: {error.strerror or error}"
+            return f"the engine at {path} cannot be reached: {getattr(error, 'strerror', None) or error}"

@@ -1,6 +1,7 @@
 """The DECIMER engine over a prepared model: the same answers without TensorFlow. Imported in recognisers only."""
 
 from collections.abc import Iterator, Sequence
+from traceback import clear_frames
 
 from uworker.engines import EngineError, Pixels, Recognition
 from uworker.engines.preprocessing import preprocess
@@ -42,6 +43,9 @@ class PreparedEngine:
         try:
             return self._model.encode(preprocess(pixels))
         except Exception as error:  # noqa: BLE001 (whatever it is: it costs this image only)
+            # Its traceback would keep the image, of 200 MB perhaps, as long as the batch takes.
+            del pixels
+            clear_frames(error.__traceback__)
             return error
 
     def _spelt(self, answer: Answer) -> Recognition | Exception:

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from uworker.prepared.files import Unusable, find_prepared
+from uworker.prepared.files import Unusable, find_prepared, prepare_command
 from uworker.weights import TURNED_OFF, Weights
 
 log = logging.getLogger(__name__)
@@ -39,26 +39,28 @@ def choose(home: Path, weights: Weights, *, hand_drawn: bool, wanted: bool) -> s
     if not wanted:
         log.info("%s: %s", SLOWER, TURNED_OFF)
         return None
+    command = prepare_command(hand_drawn=hand_drawn)
     try:
         found = find_prepared(home, hand_drawn=hand_drawn)
     except Unusable as why:
         log.warning("%s: %s", SLOWER, why)
         return None
     if found is None:
-        log.info("%s: run `uworker prepare` once on this machine, or build a snapshot without --as-shipped", SLOWER)
+        log.info("%s: run `%s` once on this machine, or build a snapshot without --as-shipped", SLOWER, command)
         return None
     if found.about.weights_sha256 != weights.sha256:
-        log.warning("%s: %s was made of other weights; run `uworker prepare` again", SLOWER, found.directory)
+        log.warning("%s: %s was made of other weights; run `%s` again", SLOWER, found.directory, command)
         return None
     installed = _installed_decimer()
     if installed not in (None, found.about.decimer):
         made_with = found.about.decimer
         log.warning(
-            "%s: %s was made with decimer %s, and %s is installed; run `uworker prepare` again",
+            "%s: %s was made with decimer %s, and %s is installed; run `%s` again",
             SLOWER,
             found.directory,
             made_with,
             installed,
+            command,
         )
         return None
     log.info("prepared model: sha256 %s", found.sha256)

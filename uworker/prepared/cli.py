@@ -9,7 +9,7 @@ import typer
 
 from uworker.images import RASTER_ENDINGS
 from uworker.prepared.files import LEAST_IMAGES, REPORT, Difference, NotComparedError, Report, prepared_directory
-from uworker.settings import default_weights_home
+from uworker.settings import SettingsError, default_weights_home
 from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights
 
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
@@ -53,7 +53,7 @@ def prepare(
             chosen = _find_images(images, number) if images is not None else _draw(Path(scratch), number)
             found = _find_weights(weights, weights_sha256, hand_drawn=hand_drawn)
             report = make(found, chosen, hand_drawn=hand_drawn, margin=margin, tolerance=tolerance)
-    except (WeightsError, ImportError) as error:
+    except (WeightsError, SettingsError, ImportError) as error:
         _give_up(error)
     except OSError as error:
         _give_up(f"{error}; where the weights cannot be written beside, give --weights with a copy of them")

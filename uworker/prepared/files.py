@@ -147,6 +147,11 @@ def prepared_directory(home: Path, *, hand_drawn: bool) -> Path:
     return home / FOLDER / f"{model_name(hand_drawn=hand_drawn)}_prepared"
 
 
+def prepare_command(*, hand_drawn: bool) -> str:
+    """What makes the prepared model of one of DECIMER's models."""
+    return "uworker prepare --hand-drawn" if hand_drawn else "uworker prepare"
+
+
 def former_directory(place: Path) -> Path:
     """Where the model is kept that another one took the place of: workers that run may still need it."""
     return place.with_name(f"{place.name}_before")
@@ -162,7 +167,7 @@ def find_chosen(home: Path, sha256: str, *, hand_drawn: bool) -> Prepared:
     why = f"the prepared model {sha256} is no longer at {place}; start this worker again"
     for directory in (place, former_directory(place)):
         try:
-            found = _look(directory)
+            found = _look(directory, hand_drawn=hand_drawn)
         except Unusable as error:
             why = str(error)
             continue
@@ -177,13 +182,13 @@ def find_prepared(home: Path, *, hand_drawn: bool) -> Prepared | None:
     Raises:
         Unusable: it is broken, has files of another format, or was not proved.
     """
-    return _look(prepared_directory(home, hand_drawn=hand_drawn))
+    return _look(prepared_directory(home, hand_drawn=hand_drawn), hand_drawn=hand_drawn)
 
 
-def _look(directory: Path) -> Prepared | None:
+def _look(directory: Path, *, hand_drawn: bool) -> Prepared | None:
     if not directory.is_dir():
         return None
-    again = "run `uworker prepare` again"
+    again = f"run `{prepare_command(hand_drawn=hand_drawn)}` again"
     try:
         report = Report.model_validate_json(directory.joinpath(REPORT).read_bytes())
         if not report.proved:

@@ -161,7 +161,11 @@ def _show(
     import tensorflow as tf  # noqa: PLC0415 (slow)
 
     for name, path in images:
-        screened = screen(path.read_bytes())
+        try:
+            screened = screen(path.read_bytes())
+        except OSError as error:
+            skipped[name] = error.strerror or str(error)
+            continue
         if screened.pixels is None:
             skipped[name] = screened.error_message or str(screened.status)
             continue

@@ -184,6 +184,10 @@ def _ask(wanted: Wanted, client: Client, root: str, say: Say) -> ProjectStatus |
             f"there is no project {wanted.project}; to create it, say with --source where its directories lie"
         )
     if wanted.jobs_file is not None:
+        if str(wanted.jobs_file) == "-" or (wanted.jobs_file.exists() and not wanted.jobs_file.is_file()):
+            raise SnapshotError(
+                f"JOBS_FILE is read twice, before and after the build; write {wanted.jobs_file} to a file"
+            )
         access.add_jobs(wanted.project, wanted.config, wanted.jobs_file, wanted.source, dry_run=True)
     if access.is_local(root):
         say(f"note: the workers will look for the service at {root}, which leads each machine to itself;")

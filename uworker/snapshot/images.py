@@ -236,7 +236,7 @@ def _ensure(tag: str, what: str, context: Context, arguments: dict[str, str], sa
         return
     say(f"{what}: building, which takes minutes the first time")
     began = time.monotonic()
-    build(tag, context, say, arguments=arguments)
+    build(tag, context, say, arguments=arguments, labels={f"{LABEL}.part": what})
     say(f"{what}: built in {time.monotonic() - began:.0f} s")
 
 
@@ -261,6 +261,8 @@ def _build_code(request: ImageRequest, parent: str, snapshot: str, revision: Rev
         "org.opencontainers.image.created": datetime.now(UTC).isoformat(timespec="seconds"),
         "org.opencontainers.image.licenses": "MIT",
         f"{LABEL}.snapshot": snapshot,
+        # An image has the labels of the one below it, but for those of its own.
+        f"{LABEL}.part": "code",
         f"{LABEL}.changed": str(revision.dirty).lower(),
         f"{LABEL}.weights": weights.name if weights else "",
         f"{LABEL}.weights-sha256": weights.sha256 if weights else "",

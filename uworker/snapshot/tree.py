@@ -43,17 +43,19 @@ def revision_of(source: Path) -> Revision:
 
 
 def code_files(source: Path) -> list[Path]:
-    """List the files of the code, relative to `source`, as they lie there: tracked or not, but not ignored.
+    """List the files of the code, relative to `source`, as they lie there: tracked, and Python that is not ignored.
 
     Raises:
         BuildError: it is a repository, and git says nothing of it.
     """
-    listed = _git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
-    if listed is not None:
-        files = {Path(name) for name in listed.split("\0") if name}
+    tracked = _git(source, "ls-files", "-z", "--cached", "--", *CODE)
+    if tracked is not None:
+        python = [f":(glob){folder}/**/*.py" for folder in CODE]
+        new = _git(source, "ls-files", "-z", "--others", "--exclude-standard", "--", *python)
+        files = {Path(name) for name in f"{tracked}{new or ''}".split("\0") if name}
     else:
-        # All of the code is Python; what else lies there nobody can tell from what git would ignore, such as a login.
         files = {path.relative_to(source) for folder in CODE for path in (source / folder).rglob("*.py")}
+    # All new code is Python; what else lies there may be a login, which nobody meant to put into an image.
     # What was removed and not committed is still listed.
     return sorted(path for path in files if (source / path).is_file())
 
