@@ -28,7 +28,6 @@ import pytest
 from job_api.schemas import NewToken, ProjectSettings, Role
 from tests.containers.compose import compose_plugin
 from tests.containers.engine import Engine, NoEngine, run_engine
-from tests.plugins.model import DrawnSamples
 from tests.plugins.snapshots import PROJECT, SUBMITTERS_PASSWORD, Machine, Snapshot, open_folder, set_in
 from tests.serving import small_disk, wait_for
 
@@ -246,27 +245,6 @@ def test_a_worker_that_does_not_end_is_told_to_have_been_killed(snapshot: Snapsh
     assert "was killed (exit code 137)" in machine.refused(folder, "stop")
 
 
-def test_what_is_left_of_a_worker_is_removed_and_results_that_wait_are_not(
-    snapshot: Snapshot, machine: Machine
-) -> None:
-    folder = machine.copy(snapshot)
-    machine.start(folder)
-    assert "stop it first" in machine.refused(folder, "remove")
-    machine.script(folder, "stop")
-    [volume] = machine.engine.docker("volume", "ls", "--quiet").stdout.split()
-    waiting = Path(machine.engine.docker("volume", "inspect", "--format={{.Mountpoint}}", volume).stdout.strip())
-    (waiting / "w-1.spool").touch()
-    assert "results wait for the service" in machine.refused(folder, "remove")
-    assert machine.engine.docker("volume", "ls", "--quiet").stdout.split() == [volume]
-    (waiting / "w-1.spool").unlink()
-    done = machine.script(folder, "remove")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "removed; the folder" in done.stdout
-    assert machine.containers("--all") == []
-    assert machine.engine.docker("volume", "ls", "--quiet").stdout == ""
-    assert machine.engine.image_ids() == set()
-
-
 # --- refusals ---
 
 
@@ -441,6 +419,8 @@ def test_two_folders_are_two_workers(snapshot: Snapshot, machine: Machine) -> No
     assert len(machine.containers()) == 2
     volumes = [mount["Name"] for c in machine.containers() for mount in machine.inspect(c)["Mounts"] if "Name" in mount]
     assert len(set(volumes)) == 2
+    samples = [mount for c in machine.containers() for mount in machine.inspect(c)["Mounts"] if mount["Type"] == "bind"]
+    assert [(mount["Source"], mount["RW"]) for mount in samples] == [(str(snapshot.source), False)] * 2
     for project in ("fourth", "fifth"):
         snapshot.wait_until_done(project)
         assert len({row["worker_id"] for row in snapshot.admin.results(project)}) == 1
@@ -449,6 +429,30 @@ def test_two_folders_are_two_workers(snapshot: Snapshot, machine: Machine) -> No
     assert machine.script(folders[1], "status").returncode == 0
 
 
-def test_samples_are_as_they_were(snapshot: Snapshot, samples: DrawnSamples) -> None:
-    """The source is mounted to be read: nothing was written beside the images."""
-    assert list(snapshot.source.rglob("smiles_output.json")) == []
+# --- the last, for the image is gone after it ---
+
+
+def test_what_is_left_of_a_worker_is_removed_and_results_that_wait_are_not(
+    snapshot: Snapshot, machine: Machine
+) -> None:
+    folder = machine.copy(snapshot)
+    machine.start(folder)
+    assert "stop it first" in machine.refused(folder, "remove")
+    machine.script(folder, "stop")
+    [volume] = machine.engine.docker("volume", "ls", "--quiet").stdout.split()
+    waiting = Path(machine.engine.docker("volume", "inspect", "--format={{.Mountpoint}}", volume).stdout.strip())
+    (waiting / "w-1.spool").touch()
+    assert "results wait for the service" in machine.refused(folder, "remove")
+    assert machine.engine.docker("volume", "ls", "--quiet").stdout.split() == [volume]
+    (waiting / "w-1.spool").unlink()
+    # As an interruption leaves it, between making and starting.
+    [worker] = machine.containers("--all")
+    made = machine.inspect(worker)["Config"]
+    machine.engine.docker("rm", worker)
+    machine.engine.docker("create", *(f"--label={name}={said}" for name, said in made["Labels"].items()), made["Image"])
+    done = machine.script(folder, "remove")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "removed; the folder" in done.stdout
+    assert machine.containers("--all") == []
+    assert machine.engine.docker("volume", "ls", "--quiet").stdout == ""
+    assert machine.engine.image_ids() == set()

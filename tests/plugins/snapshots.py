@@ -227,8 +227,9 @@ def built_snapshot(engine: Engine, samples: DrawnSamples, weights: Path, *option
                 "--output",
                 str(home / "out"),
             ]
-            for baked_in in (find_weights(weights, hand_drawn=False), None):
-                # What the worker's image and the small one need is kept, and found as built before.
+            # What the images need, of which the small one is for an engine apart, is kept, and found as built before.
+            kinds = [find_weights(weights, hand_drawn=False)] + ([None] if "--engine-apart" in options else [])
+            for baked_in in kinds:
                 load_dependencies(engine, ImageRequest(PROJECT, PROJECT, CLONE, baked_in))
             done = engine.run(*command, timeout_seconds=1500)
             [folder] = (home / "out").iterdir()
