@@ -84,7 +84,7 @@ def test_a_prepare_waits_for_another_and_a_killed_one_leaves_what_was_there(
     home = copy_home(prepared_replica.home, tmp_path / "home")
     before = find_prepared(home, hand_drawn=False)
     log = tmp_path / "log"
-    command = [sys.executable, "-u", "-m", "uworker", "prepare", "--weights", str(home / "DECIMER-V2"), "--number=9"]
+    command = [sys.executable, "-u", "-m", "uworker", "prepare", "--weights", str(home / "DECIMER-V2"), "--number=50"]
     with log.open("wb") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
     try:

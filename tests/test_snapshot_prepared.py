@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from job_api.schemas import ProjectSettings
 from tests.plugins.service import RunningService
+from tests.serving import wait_for
 from uworker.prepared.files import Prepared, find_prepared, prepared_directory
 from uworker.snapshot.cli import Wanted, _prepared
 from uworker.snapshot.preparing import AS_SHIPPED, cache_home, prepared_for
@@ -149,17 +151,27 @@ prepared_for(weights, hand_drawn=False, say=lambda line: print(line, flush=True)
 """
 
 
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether the process was sent a signal that it has not taken yet."""
+    [mask] = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_a_build_that_is_ended_ends_the_making_and_leaves_nothing_half(shipped_home: Path) -> None:
     command = [sys.executable, "-c", _ENDED_WHILE_IT_IS_MADE, str(shipped_home)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as build:
         assert build.stdout is not None
         for line in build.stdout:
-            if "tokens equal" in line:
-                children = psutil.Process(build.pid).children()
-                build.terminate()
+            # Told when it is over, and the model is being written.
+            if "loading the model" in line:
                 break
+        [making] = psutil.Process(build.pid).children()
+        # It must not be through before it hears of it.
+        making.suspend()
+        build.terminate()
+        wait_for(lambda: is_pending(making.pid, signal.SIGINT), 60)
+        making.resume()
         assert build.wait(90) != 0
-    assert len(children) == 1
-    assert not children[0].is_running()
+    assert not making.is_running()
     left = [path.name for path in (shipped_home / FOLDER).iterdir() if path.is_dir() and "prepared" in path.name]
     assert left == []

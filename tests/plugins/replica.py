@@ -94,7 +94,8 @@ class Replica:
 
 def copy_home(source: Path, target: Path) -> Path:
     """A home with the same files, linked: replace them, and never write into them."""
-    shutil.copytree(source, target, copy_function=os.link)
+    # A lock that is linked is the same lock, and others hold that of the home that all share.
+    shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(".*.lock"))
     return target
 
 
