@@ -84,14 +84,15 @@ def test_a_prepare_waits_for_another_and_a_killed_one_leaves_what_was_there(
     home = copy_home(prepared_replica.home, tmp_path / "home")
     before = find_prepared(home, hand_drawn=False)
     log = tmp_path / "log"
-    command = [sys.executable, "-u", "-m", "uworker", "prepare", "--weights", str(home / "DECIMER-V2"), "--number=50"]
+    command = [sys.executable, "-u", "-m", "uworker", "prepare", "--weights", str(home / "DECIMER-V2"), "--number=40"]
     with log.open("wb") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
     try:
         with FileLock(home / "DECIMER-V2" / ".DECIMER_prepared.lock"):
-            wait_for(lambda: "waiting for its end" in log.read_text(), 400)
+            wait_for(lambda: "waiting for its end" in log.read_text() or process.poll() is not None, 400)
             assert "loading" not in log.read_text()
-        wait_for(lambda: "comparing both" in log.read_text(), 400)
+        wait_for(lambda: "comparing both" in log.read_text() or process.poll() is not None, 400)
+        assert process.poll() is None, log.read_text()
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
