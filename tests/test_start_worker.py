@@ -419,8 +419,8 @@ def test_two_folders_are_two_workers(snapshot: Snapshot, machine: Machine) -> No
     assert len(machine.containers()) == 2
     volumes = [mount["Name"] for c in machine.containers() for mount in machine.inspect(c)["Mounts"] if "Name" in mount]
     assert len(set(volumes)) == 2
-    samples = [mount for c in machine.containers() for mount in machine.inspect(c)["Mounts"] if mount["Type"] == "bind"]
-    assert [(mount["Source"], mount["RW"]) for mount in samples] == [(str(snapshot.source), False)] * 2
+    shown = [mount for c in machine.containers() for mount in machine.inspect(c)["Mounts"] if mount["Type"] == "bind"]
+    assert [mount["RW"] for mount in shown if mount["Source"] == str(snapshot.source)] == [False] * 2
     for project in ("fourth", "fifth"):
         snapshot.wait_until_done(project)
         assert len({row["worker_id"] for row in snapshot.admin.results(project)}) == 1
