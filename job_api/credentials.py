@@ -250,9 +250,7 @@ def _profile(environ: Mapping[str, str]) -> Any:
     if importlib.util.find_spec("boto3") is None:
         if not profile:
             return None
-        raise Denied(
-            "AWS_PROFILE is set, and profiles are read by boto3, which is missing: pip install 'decimer-jobs[aws]'"
-        )
+        raise Denied("AWS_PROFILE is set, and profiles are read by boto3: pip install '/path/to/decimer-jobs[aws]'")
     # Heavy, and needed by few.
     import boto3  # noqa: PLC0415
     import botocore.exceptions  # noqa: PLC0415

@@ -52,7 +52,7 @@ class ResultRows(Iterator[Row]):
         try:
             import pandas  # noqa: PLC0415 - an extra
         except ImportError:
-            raise ClientError("pandas is not installed here; pip install 'decimer-jobs[pandas]'") from None
+            raise ClientError("pandas is not installed here; pip install '/path/to/decimer-jobs[pandas]'") from None
         asked = (
             None if self._columns is None else [*self._columns, *(name for name in KEY if name not in self._columns)]
         )

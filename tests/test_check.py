@@ -65,6 +65,7 @@ def check(service: RunningService, homes: Path) -> Check:
         )
         assert (done.returncode, bool(done.stderr)) in ((0, False), (REFUSED, True)), done.stderr
         assert len(done.stderr.splitlines()) <= 1
+        assert ("the worker downloads them first" in done.stdout) == (home == "none" and may_write)
         return done.stderr
 
     return run

@@ -446,6 +446,8 @@ def test_token_is_printed_once_and_works_until_revoked(service: RunningService) 
         shown("token", "revoke", token_id, service=service)
         with pytest.raises(Refused):
             worker.heartbeat("w1", schemas.Heartbeat())
+    for number in (token_id, "99999"):
+        assert f"no token {number} is in force" in failure("token", "revoke", number, service=service)
 
 
 def test_token_of_a_project_and_role(service: RunningService) -> None:

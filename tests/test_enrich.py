@@ -225,4 +225,4 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['rdkit'] = None; from job_api.cli import app; app(['enrich', 'patents'])"
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == "job-api: this needs RDKit and RE2: pip install 'decimer-jobs[chemistry]'\n"
+    assert done.stderr == "job-api: this needs RDKit and RE2: pip install '/path/to/decimer-jobs[chemistry]'\n"

@@ -399,7 +399,7 @@ def test_what_is_not_installed_is_named(
     hide(library, tmp_path / "hidden", monkeypatch)
     refused = over_http(service, export_format)
     assert (refused.status_code, kind_of(refused)) == (501, "format-unavailable")
-    advice = f"{export_format} takes {library}, which is not installed; pip install 'decimer-jobs[formats]'"
+    advice = f"{export_format} takes {library}, which is not installed; pip install '/path/to/decimer-jobs[formats]'"
     assert advice in problem_of(refused).detail
     out = tmp_path / f"out.{export_format}"
     environment = os.environ | {"JOB_API_ROOT": service.root, "JOB_API_TOKEN": service.token("read")}

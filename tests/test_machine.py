@@ -283,6 +283,15 @@ def test_a_program_is_told_from_our_own() -> None:
     assert others.load.cpu_percent > 0
 
 
+def test_a_program_that_one_of_ours_has_started_is_ours() -> None:
+    """As an engine that is a program, while it runs: nobody has waited for it yet."""
+    starter = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {HOG!r}])"
+    sampler = Sampler()
+    with program(starter) as pid:
+        sample_until(sampler, [pid], lambda: sampler.load is not None and sampler.load.own_cores > 0.3)
+        psutil.Process(pid).children()[0].kill()
+
+
 def test_processor_time_of_a_child_that_is_gone_stays_ours() -> None:
     sampler = Sampler()
     with program(HOG) as pid:

@@ -93,4 +93,4 @@ except ClientError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'decimer-jobs[pandas]'" in done.stdout
+    assert "pip install '/path/to/decimer-jobs[pandas]'" in done.stdout

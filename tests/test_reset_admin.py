@@ -11,6 +11,11 @@ from job_api.schemas import NewUser, Role
 from tests.serving import Serving, job_api, refusal
 
 
+def test_where_no_service_has_been_there_is_no_password_to_replace(data_dir: Path) -> None:
+    assert "set JOB_API_DATA_DIR" in refusal(data_dir / "elsewhere", "reset-admin")
+    assert list(data_dir.iterdir()) == []
+
+
 def test_a_lost_password_is_replaced_and_jobs_stay(data_dir: Path) -> None:
     with Serving(data_dir) as serving:
         lost = serving.password

@@ -397,6 +397,10 @@ def test_a_file_that_makes_no_sense_is_told_by_line_or_as_a_whole(
         "line 7: a/1.png: has more fields than the heading",
         "line 8: /1.png: directory: is empty",
     ]
+    code, out, err = sent(
+        f"project,directory,image,review_status\n{PROJECT},a,2.png,rejected\nother,a,2.png,accepted\n"
+    )
+    assert (code, err) == (1, "line 3: a/2.png: is of the project other\n")
     assert sent("image,review_status\n1.png,accepted\n")[2] == f"job-api: {path} has no column directory\n"
     assert sent("image;directory\n")[2].endswith("; the separator must be a comma\n")
     assert "a CSV is wanted" in command(service, tmp_path, "review", PROJECT, "--file", tmp_path / "results.xlsx")[2]

@@ -35,6 +35,7 @@ def check() -> None:
         if server.project_engine is not None:
             check_program(settings, server.project_engine)
             check_weights(settings, server.project_engine)
+            _say_what_is_to_come(settings, server.project_engine)
     except (SettingsError, ValueError) as error:
         # A ValueError: an address or login that makes no sense is only found out by the client.
         _give_up(error, EXIT_SETTINGS)
@@ -128,6 +129,17 @@ def check_program(settings: WorkerSettings, wanted: ProjectEngine) -> None:
     except UnknownEngineError as error:
         named = f"{PREFIX}ENGINE_COMMAND_NAME={wanted.engine}"
         raise CheckFailed(f"{error}; for a program of that name set {PREFIX}ENGINE_COMMAND and {named}") from None
+
+
+def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> None:
+    """Say that weights are not here yet, where they would be downloaded."""
+    home, hand_drawn = settings.weights_home.expanduser(), wanted.engine_options.get("hand_drawn") is True
+    if wanted.engine != "decimer" or settings.engine_socket is not None:
+        return
+    if find_weights(home, hand_drawn=hand_drawn) is None and find_prepared_weights(home, hand_drawn=hand_drawn) is None:
+        typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
+        if home.name == FOLDER:
+            typer.echo(f"  ({PREFIX}WEIGHTS_HOME is the folder that holds {FOLDER}: {home.parent}?)")
 
 
 def check_weights(settings: WorkerSettings, wanted: ProjectEngine) -> None:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -141,8 +142,9 @@ class Sampler:
     def _own_seconds(self, pids: Sequence[int]) -> float:
         """Processor time of this process, of those below it, and of those that were below it and are gone."""
         total = 0.0
-        # This one last: a process that ends meanwhile is rather counted twice than taken for another program.
-        for pid in (*pids, os.getpid()):
+        # This one last, and parents after their children: a process that ends meanwhile is rather counted twice than
+        # taken for another program.
+        for pid in (*reversed(_with_those_below(pids)), os.getpid()):
             try:
                 times = psutil.Process(pid).cpu_times()
             except psutil.Error:
@@ -160,6 +162,18 @@ class Sampler:
             if (size := own_bytes(pid)) is not None:
                 self._sizes[pid] = (now, size)
                 self._measured_at = now
+
+
+def _with_those_below(pids: Sequence[int]) -> list[int]:
+    """Processes, and behind them those that they have started, as an engine may be; where the system tells them."""
+    found = list(pids)
+    for pid in found:
+        for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                found += map(int, thread.read_text().split())
+            except OSError:
+                continue
+    return found
 
 
 def read_machine(cgroups: Cgroups | None = None) -> Machine:

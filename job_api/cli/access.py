@@ -134,5 +134,8 @@ def revoke_token(
 ) -> None:
     """Revoke a token; whoever uses it is refused from then on."""
     with connect(config) as client:
+        # A second time changes nothing, and so does a number of long ago; a slip must not look like a success.
+        if token_id not in {token.id for token in client.tokens()}:
+            raise ClientError(f"no token {token_id} is in force; `job-api token list` shows those that are")
         client.revoke_token(token_id)
     typer.echo(f"token {token_id} revoked")

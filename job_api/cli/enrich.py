@@ -20,7 +20,7 @@ def enrich(project: ProjectArgument, *, config: Config = None) -> None:
     be broken off and run again.
     """
     if find_spec("rdkit") is None or find_spec("re2") is None:
-        raise ClientError("this needs RDKit and RE2: pip install 'decimer-jobs[chemistry]'")
+        raise ClientError("this needs RDKit and RE2: pip install '/path/to/decimer-jobs[chemistry]'")
     # What it stands on is not in the base install.
     from job_api.enriching import Counts, enrich  # noqa: PLC0415
 

@@ -62,7 +62,7 @@ def review(
     stored = removed = unchanged = refused = 0
     with connect(config) as client:
         # Read as a whole first: of a file that is no CSV nothing is sent.
-        said = list(_lines(file))
+        said = list(_lines(file, project))
         judged = _each_once(_judged(said, check=check), client.project(project).engine)
         while lines := list(islice(judged, MAX_REVIEWS_PER_PUT)):
             bad = [(line, line.said) for line in lines if isinstance(line.said, str)]
@@ -82,8 +82,8 @@ def review(
         raise typer.Exit(1)
 
 
-def _lines(path: Path) -> Iterator[Line]:
-    """The rows that say something."""
+def _lines(path: Path, project: str) -> Iterator[Line]:
+    """The rows that say something; those that are of another project say that instead."""
     if path.suffix.lower() in NO_CSV:
         raise ClientError(f"{path} ends in {path.suffix}; a CSV is wanted, as `job-api results` writes it to out.csv")
     ended = 0
@@ -102,6 +102,8 @@ def _lines(path: Path) -> Iterator[Line]:
                 row = dict.fromkeys(heading, "") | dict(zip(heading, cells, strict=False))
                 if len(cells) > len(heading):
                     yield Line(number, _image(row), "has more fields than the heading")
+                elif row.get("project", project) not in ("", project):
+                    yield Line(number, _image(row), f"is of the project {row['project']}")
                 elif any(row.get(name, "").strip() for name in SAID):
                     yield Line(number, _image(row), _review(row))
     except UnicodeDecodeError:

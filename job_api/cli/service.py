@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-NO_EXTRA = "the service is not installed; install it with: pip install 'decimer-jobs[api]'"
+NO_EXTRA = "the service is not installed; install it with: pip install '/path/to/decimer-jobs[api]'"
 
 
 def _settings(**given: object) -> "Settings":
@@ -123,7 +123,12 @@ def reset_admin() -> None:
     from job_api import main
     from job_api.auth import Authenticator
     from job_api.db import Database
+    from job_api.embedded import EmbeddedPostgres
     from job_api.settings import StartupError
+
+    if settings.database_url is None and not EmbeddedPostgres(settings.data_dir).pgdata.is_dir():
+        where = f"there is no database in {settings.data_dir}"
+        raise SystemExit(f"job-api: {where}; set JOB_API_DATA_DIR, or JOB_API_DATABASE_URL, as the service has it")
 
     async def reset() -> None:
         database = Database(settings)

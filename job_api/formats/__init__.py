@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from job_api import smi
 from job_api.schemas import Project, Result, Wire
 
-INSTALL = "pip install 'decimer-jobs[formats]'"
+INSTALL = "pip install '/path/to/decimer-jobs[formats]'"
 MAX_XLSX_ROWS = 100_000
 TOO_MANY_FOR_XLSX = (
     f"xlsx is for at most {MAX_XLSX_ROWS:,} rows, and there are more; ask for fewer of them, or for csv or parquet"
