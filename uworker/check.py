@@ -12,8 +12,9 @@ from job_api.client import Client, ClientError, NotFound, Refused, Unreachable
 from job_api.schemas import ProjectEngine, Role, ServerInfo
 from uworker.commands import ProgramMissing, find_command, find_program
 from uworker.prepared.choice import is_wanted
+from uworker.prepared.files import prepared_directory
 from uworker.settings import PREFIX, SettingsError, WorkerSettings, load_settings
-from uworker.weights import AS_SHIPPED_IS_WANTED, FOLDER, find_prepared_weights, find_weights
+from uworker.weights import AS_SHIPPED_IS_WANTED, FOLDER, find_prepared_weights, find_weights, missing_models
 
 EXIT_SETTINGS, EXIT_REFUSED = 2, 4
 RETRY_SECONDS = 5.0
@@ -132,11 +133,11 @@ def check_program(settings: WorkerSettings, wanted: ProjectEngine) -> None:
 
 
 def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> None:
-    """Say that weights are not here yet, where they would be downloaded."""
+    """Say that weights are not here yet, where they would be downloaded. Their digests are not looked at."""
     home, hand_drawn = settings.weights_home.expanduser(), wanted.engine_options.get("hand_drawn") is True
     if wanted.engine != "decimer" or settings.engine_socket is not None:
         return
-    if find_weights(home, hand_drawn=hand_drawn) is None and find_prepared_weights(home, hand_drawn=hand_drawn) is None:
+    if missing_models(home, hand_drawn=hand_drawn) and not prepared_directory(home, hand_drawn=hand_drawn).is_dir():
         typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
         if home.name == FOLDER:
             typer.echo(f"  ({PREFIX}WEIGHTS_HOME is the folder that holds {FOLDER}: {home.parent}?)")

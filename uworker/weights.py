@@ -88,7 +88,7 @@ def ensure_weights(
     try:
         found = find_prepared_weights(home, hand_drawn=hand_drawn) if prepared_will_do else None
         is_prepared_alone = found is not None
-        if found is None and _missing(home, hand_drawn):
+        if found is None and missing_models(home, hand_drawn=hand_drawn):
             _download_missing(home, hand_drawn, on_progress, base_url)
         found = found or find_weights(home, hand_drawn=hand_drawn)
     except OSError as error:
@@ -114,7 +114,7 @@ def find_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
     begins with a dot, and `weights.json`, are left out: they say where the model comes from. For the hand-drawn model
     the printed model's tokenizer is one line more, with the PATH `DECIMER_model/assets/tokenizer_SMILES.pkl`.
     """
-    if _missing(home, hand_drawn):
+    if missing_models(home, hand_drawn=hand_drawn):
         return None
     lines = {model: _lines(model_directory(home, model)) for model in _models(hand_drawn)}
     verified = all(
@@ -130,7 +130,7 @@ def find_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
 
 def find_prepared_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
     """Return the weights of which a prepared model was made, where that lies below `home` and they do not."""
-    if not _missing(home, hand_drawn):
+    if not missing_models(home, hand_drawn=hand_drawn):
         return None
     try:
         found = prepared_files.find_prepared(home, hand_drawn=hand_drawn)
@@ -151,7 +151,7 @@ def _models(hand_drawn: bool) -> list[str]:
     return ["DECIMER", "DECIMER_HandDrawn"] if hand_drawn else ["DECIMER"]
 
 
-def _missing(home: Path, hand_drawn: bool) -> list[str]:
+def missing_models(home: Path, *, hand_drawn: bool) -> list[str]:
     """Name the models that the package would download: incomplete ones, and those of another URL than its own."""
     return [model for model in _models(hand_drawn) if not _is_complete(home, model)]
 
@@ -198,14 +198,14 @@ def _download_missing(home: Path, hand_drawn: bool, on_progress: Progress, base_
     from uworker.download import DownloadError  # noqa: PLC0415
 
     folder = home / FOLDER
-    model = _missing(home, hand_drawn)[0]
+    model = missing_models(home, hand_drawn=hand_drawn)[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # One lock for a home, held while downloading: processes that come second find the files there.
         with filelock.FileLock(folder / ".download.lock"):
             for leftover in folder.glob(".unpack-*"):
                 shutil.rmtree(leftover)
-            for model in _missing(home, hand_drawn):
+            for model in missing_models(home, hand_drawn=hand_drawn):
                 _download(home, model, on_progress, base_url)
     except (DownloadError, OSError) as error:
         url = MODEL_URLS[model]
