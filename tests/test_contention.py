@@ -269,7 +269,8 @@ def test_claims_stay_cheap_while_an_old_snapshot_is_open(service: RunningService
         plain = run(reads_of(service.database_url, queue_sql.CLAIM, *arguments))
         assert plain[0] > jobs, "without a beginning it walks over all entries that the old snapshot keeps"
         assert beyond[0] < 10
-        assert plain[1] > 3 * beyond[1]
+        # Both update the counters, whose dead versions the old snapshot keeps, too: more of them the faster the claims.
+        assert plain[1] > beyond[1] + jobs / 20
         # The service itself used the beginning: without it each claim reads what all claims before it left.
         [index] = told(service, "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'jobs_claim_idx'")
         assert jobs <= index["idx_tup_read"] < 15 * jobs

@@ -169,7 +169,7 @@ def test_a_build_that_is_ended_ends_the_making_and_leaves_nothing_half(shipped_h
         # It must not be through before it hears of it.
         making.suspend()
         build.terminate()
-        wait_for(lambda: is_pending(making.pid, signal.SIGINT), 60)
+        wait_for(lambda: is_pending(making.pid, signal.SIGTERM), 60)
         making.resume()
         assert build.wait(90) != 0
     assert not making.is_running()

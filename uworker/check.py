@@ -36,7 +36,6 @@ def check() -> None:
         if server.project_engine is not None:
             check_program(settings, server.project_engine)
             check_weights(settings, server.project_engine)
-            _say_what_is_to_come(settings, server.project_engine)
     except (SettingsError, ValueError) as error:
         # A ValueError: an address or login that makes no sense is only found out by the client.
         _give_up(error, EXIT_SETTINGS)
@@ -45,6 +44,8 @@ def check() -> None:
     else:
         where = f"the project {settings.job_api_project}" if settings.job_api_project else "any project"
         typer.echo(f"job service {settings.job_api_root}, version {server.version}: this worker may work on {where}")
+        if server.project_engine is not None:
+            _say_what_is_to_come(settings, server.project_engine)
 
 
 def _give_up(error: Exception, code: int) -> None:

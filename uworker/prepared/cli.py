@@ -1,6 +1,7 @@
 """`uworker prepare`: what people see of it."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -46,6 +47,8 @@ def prepare(
 
     Exit codes: 0 made and proved; 1 not, and workers go on with the model as it is shipped; 2 wrong options.
     """
+    # A polite end is an interruption like Ctrl-C, after which nothing half is left.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from uworker.engines import EngineLoadError  # noqa: PLC0415 (NumPy)
 

@@ -5,7 +5,6 @@ a machine that is too small for it still builds a snapshot.
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,9 +107,12 @@ def _prepare(home: Path, weights: Weights, *, hand_drawn: bool, say: Say) -> str
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Interrupt it, so that it takes away what is half made; more than once, for a library may swallow that."""
+    """Interrupt it, so that it takes away what is half made; more than once, for a library may swallow that.
+
+    Not by SIGINT, which whoever is started in the background may have been told to ignore.
+    """
     for _ in range(INTERRUPTIONS):
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
