@@ -288,8 +288,12 @@ def test_a_program_that_one_of_ours_has_started_is_ours() -> None:
     starter = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {HOG!r}])"
     sampler = Sampler()
     with program(starter) as pid:
-        sample_until(sampler, [pid], lambda: sampler.load is not None and sampler.load.own_cores > 0.3)
-        psutil.Process(pid).children()[0].kill()
+        try:
+            sample_until(sampler, [pid], lambda: sampler.load is not None and sampler.load.own_cores > 0.3)
+        finally:
+            # It does not end with its parent.
+            for hog in psutil.Process(pid).children():
+                hog.kill()
 
 
 def test_processor_time_of_a_child_that_is_gone_stays_ours() -> None:
