@@ -133,11 +133,16 @@ def check_program(settings: WorkerSettings, wanted: ProjectEngine) -> None:
         raise CheckFailed(f"{error}; for a program of that name set {PREFIX}ENGINE_COMMAND and {named}") from None
 
 
+def _has_weights_here(settings: WorkerSettings, wanted: ProjectEngine) -> bool:
+    """Whether they are this worker's: an engine of another name brings what it needs itself; one apart has its own."""
+    return wanted.engine == "decimer" and settings.engine_socket is None
+
+
 def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> None:
     """Say that weights are not here yet, where they would be downloaded. Their digests are not looked at."""
-    home, hand_drawn = settings.weights_home.expanduser(), wanted.engine_options.get("hand_drawn") is True
-    if wanted.engine != "decimer" or settings.engine_socket is not None:
+    if not _has_weights_here(settings, wanted):
         return
+    home, hand_drawn = settings.weights_home.expanduser(), wanted.engine_options.get("hand_drawn") is True
     if missing_models(home, hand_drawn=hand_drawn) and not prepared_directory(home, hand_drawn=hand_drawn).is_dir():
         typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
         if home.name == FOLDER:
@@ -150,8 +155,7 @@ def check_weights(settings: WorkerSettings, wanted: ProjectEngine) -> None:
     Raises:
         CheckFailed: they are of another model, or missing where none can be downloaded to.
     """
-    if wanted.engine != "decimer" or settings.engine_socket is not None:
-        # An engine of another name brings what it needs itself; one that is apart has its own.
+    if not _has_weights_here(settings, wanted):
         return
     home = settings.weights_home.expanduser()
     pins = (settings.weights_sha256, wanted.engine_options.get("weights_sha256"))
