@@ -14,7 +14,14 @@ from uworker.commands import ProgramMissing, find_command, find_program
 from uworker.prepared.choice import is_wanted
 from uworker.prepared.files import prepared_directory
 from uworker.settings import PREFIX, SettingsError, WorkerSettings, load_settings
-from uworker.weights import AS_SHIPPED_IS_WANTED, FOLDER, find_prepared_weights, find_weights, missing_models
+from uworker.weights import (
+    AS_SHIPPED_IS_WANTED,
+    FOLDER,
+    find_prepared_weights,
+    find_weights,
+    is_hand_drawn,
+    missing_models,
+)
 
 EXIT_SETTINGS, EXIT_REFUSED = 2, 4
 RETRY_SECONDS = 5.0
@@ -142,7 +149,7 @@ def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> Non
     """Say that weights are not here yet, where they would be downloaded. Their digests are not looked at."""
     if not _has_weights_here(settings, wanted):
         return
-    home, hand_drawn = settings.weights_home.expanduser(), wanted.engine_options.get("hand_drawn") is True
+    home, hand_drawn = settings.weights_home.expanduser(), is_hand_drawn(wanted.engine_options)
     if missing_models(home, hand_drawn=hand_drawn) and not prepared_directory(home, hand_drawn=hand_drawn).is_dir():
         typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
         if home.name == FOLDER:
@@ -162,7 +169,7 @@ def check_weights(settings: WorkerSettings, wanted: ProjectEngine) -> None:
     may_download = _can_be_written(home / FOLDER)
     if may_download and not any(pins):
         return
-    hand_drawn = wanted.engine_options.get("hand_drawn") is True
+    hand_drawn = is_hand_drawn(wanted.engine_options)
     try:
         found = find_weights(home, hand_drawn=hand_drawn)
         alone = find_prepared_weights(home, hand_drawn=hand_drawn) if found is None else None

@@ -21,7 +21,7 @@ from uworker.scaling import Plan, Thresholds, plan
 from uworker.settings import EngineSettings
 from uworker.supervisor import Supervisor
 from uworker.tasks import EngineOrder, ImageTask, RecogniserConfig, Report, Room
-from uworker.weights import Weights, WeightsError, ensure_weights
+from uworker.weights import Weights, WeightsError, ensure_weights, is_hand_drawn
 
 log = logging.getLogger(__name__)
 children_log = logging.getLogger(CHILDREN_LOGGER)
@@ -108,7 +108,7 @@ class Crew:
             return _Fetch(is_done=True)
         fetch = _Fetch()
         said_at = [0.0]
-        home, hand_drawn = self._weights_home, order.engine_options.get("hand_drawn") is True
+        home, hand_drawn = self._weights_home, is_hand_drawn(order.engine_options)
         wanted = self._settings.prepared and choice.is_wanted(order.engine_options)
 
         def say(name: str, done: int, total: int | None) -> None:

@@ -9,9 +9,10 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import filelock
 
@@ -149,6 +150,11 @@ def model_directory(home: Path, model: str) -> Path:
 
 def _models(hand_drawn: bool) -> list[str]:
     return ["DECIMER", "DECIMER_HandDrawn"] if hand_drawn else ["DECIMER"]
+
+
+def is_hand_drawn(options: Mapping[str, Any]) -> bool:
+    """Which of DECIMER's models a project's `engine_options` ask for."""
+    return options.get("hand_drawn") is True
 
 
 def missing_models(home: Path, *, hand_drawn: bool) -> list[str]:

@@ -23,7 +23,7 @@ from uworker.snapshot.images import BuildError, BuiltImage, ImageRequest, build_
 from uworker.snapshot.preparing import AS_SHIPPED, prepared_for
 from uworker.snapshot.saving import save_images, tag_image
 from uworker.snapshot.steps import Say, Steps
-from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights, find_weights
+from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights, find_weights, is_hand_drawn
 
 CLONE = Path(__file__).resolve().parents[2]
 
@@ -198,7 +198,7 @@ def _ask(wanted: Wanted, client: Client, root: str, say: Say) -> ProjectStatus |
 def _is_hand_drawn(wanted: Wanted, status: ProjectStatus | None) -> bool:
     if wanted.hand_drawn is not None:
         return wanted.hand_drawn
-    return status is not None and status.engine_options.get("hand_drawn") is True
+    return status is not None and is_hand_drawn(status.engine_options)
 
 
 def _weights(wanted: Wanted, status: ProjectStatus | None, say: Say) -> Weights:
