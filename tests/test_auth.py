@@ -311,8 +311,11 @@ def _rename(url: str, name: str, new: str) -> None:
     async def rename() -> None:
         connection = await asyncpg.connect(url)
         try:
+            # Else the service may connect anew between the two, and nothing that is in use can be renamed.
+            await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
             await connection.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
             await connection.execute(f"ALTER DATABASE {name} RENAME TO {new}")
+            await connection.execute(f"ALTER DATABASE {new} ALLOW_CONNECTIONS true")
         finally:
             await connection.close()
 

@@ -283,7 +283,8 @@ class Worker:
                 return "waiting for the service to take the results"
             if not self._crew.prepare(self._order(image.holding)):
                 return "making the engine ready"
-            if self._crew.free_slots() <= 0:
+            # One that is answered with its twin takes no slot, and is not to come too late for a twin that crashes.
+            if self._crew.free_slots() <= 0 and not self._twins.has(image):
                 return "recognising"
             if (taken := self._reader.take()) is not None:
                 self._owners[taken.task.task_id] = (taken.holding, taken.task.name)
