@@ -16,7 +16,7 @@ certain that they did not arrive.
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -81,6 +81,7 @@ class Client:
         timeout_seconds: how long one try may take without an answer.
         stop: when set, waits between tries end and no call is tried again.
         transport: replaces the network in tests of this client.
+        on_retry: told, now and then, why a call is tried again; must be quick.
 
     Raises:
         ValueError: the address or the credentials make no sense.
@@ -97,6 +98,7 @@ class Client:
         timeout_seconds: float = 30.0,
         stop: threading.Event | None = None,
         transport: httpx.BaseTransport | None = None,
+        on_retry: Callable[[str], object] | None = None,
     ) -> None:
         self._sender = Sender(
             root,
@@ -107,6 +109,7 @@ class Client:
             timeout_seconds=timeout_seconds,
             stop=stop or threading.Event(),
             transport=transport,
+            on_retry=on_retry,
         )
         self._send = self._sender.send
         self.root = self._sender.root
@@ -129,7 +132,7 @@ class Client:
     # --- service, people, tokens ---
 
     def server(self, project: str | None = None) -> schemas.ServerInfo:
-        """The service's version, limits and pace, who asks, and what engine `project` wants.
+        """The service's version, limits and pace, who asks, what engine `project` wants, and whether it is paused.
 
         Raises:
             Refused: also where the caller may not see `project`.

@@ -31,6 +31,8 @@ class ConfigError(ClientError):
 def connect(config: Path | None = None, **client_args: Any) -> Client:
     """A client of the service that `config` and the environment name; `client_args` go to `Client`.
 
+    While it waits for a service that is away it says so on standard error.
+
     Raises:
         ConfigError: a value is missing or makes no sense; says what to do.
     """
@@ -41,6 +43,7 @@ def connect(config: Path | None = None, **client_args: Any) -> Client:
             username=values.get(USERNAME),
             password=values.get(PASSWORD),
             token=values.get(TOKEN),
+            on_retry=lambda said: sys.stderr.write(f"{said}\n"),
             **client_args,
         )
     except ValueError as error:

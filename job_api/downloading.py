@@ -74,6 +74,7 @@ class Download:
                 wait = jitter_seconds(failures)
                 if time.monotonic() + wait >= failing_since + self._sender.retry_seconds:
                     raise Unreachable(f"the download from {self._sender.root} broke off: {why(error)}") from error
+                self._sender.tell_retry(error)
                 self._sender.pause(wait)
 
     def _begin(self, reaches_to: int | None) -> None:

@@ -19,7 +19,6 @@ from job_api.schemas import (
     JobDetail,
     JobState,
     Project,
-    ProjectEngine,
     ProjectSettings,
 )
 
@@ -98,17 +97,12 @@ async def keep(connection: Connection, name: str) -> asyncpg.Record:
     return row
 
 
-async def engine(connection: Connection, name: str) -> ProjectEngine:
-    """What a project's images are to be recognised with.
+async def row_of(connection: Connection, name: str) -> asyncpg.Record:
+    """A project's id and settings.
 
     Raises:
         NotFound: there is no such project.
     """
-    return ProjectEngine.model_validate(dict(await row_of(connection, name)))
-
-
-async def row_of(connection: Connection, name: str) -> asyncpg.Record:
-    """A project's id and settings. Raises as `engine`."""
     row = await connection.fetchrow(PROJECT, name)
     if row is None:
         raise NotFound(f"there is no project {name!r}")

@@ -9,6 +9,7 @@ import math
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from email.utils import parsedate_to_datetime
@@ -26,6 +27,7 @@ from job_api.text import mistake
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
+TELL_SECONDS = 30.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -121,6 +123,7 @@ class Sender:
         timeout_seconds: float,
         stop: threading.Event,
         transport: httpx.BaseTransport | None,
+        on_retry: Callable[[str], object] | None,
     ) -> None:
         _check_root(root)
         if token is None and (username is None) != (password is None):
@@ -136,6 +139,8 @@ class Sender:
         self._token_is_ours = token is None
         self._token_lock = threading.Lock()
         self._stop = stop
+        self._on_retry = on_retry
+        self._told_at = -math.inf
         self._http = httpx.Client(
             base_url=self.root, timeout=timeout_seconds, transport=transport, headers={"User-Agent": "decimer-jobs"}
         )
@@ -195,6 +200,7 @@ class Sender:
             stop=tenacity.stop_any(
                 tenacity.stop_before_delay(self.retry_seconds), tenacity.stop_when_event_set(self._stop)
             ),
+            before_sleep=self._tell_retry,
             sleep=self.pause,
             reraise=True,
         )
@@ -207,6 +213,18 @@ class Sender:
             raise Unreachable(f"the job service at {self.root} cannot be reached: {why(cause)}") from cause
         else:
             return answer
+
+    def tell_retry(self, cause: Exception) -> None:
+        """Tell whoever waits why it takes so long, and not at every try."""
+        now = time.monotonic()
+        if self._on_retry is not None and now - self._told_at >= TELL_SECONDS:
+            self._told_at = now
+            self._on_retry(f"the job service at {self.root}: {why(cause)}; trying again for {self.retry_seconds:g} s")
+
+    def _tell_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _Transient):
+            self.tell_retry(error.cause)
 
     def pause(self, seconds: float) -> None:
         """Wait before another try.

@@ -41,8 +41,11 @@ def check(service: RunningService, homes: Path) -> Check:
     admin = service.client("admin")
     admin.put_project(PROJECT, ProjectSettings(source="file:///data/sketches"))
 
-    def run(home: str, options: dict[str, Any], *, may_write: bool = False, **settings: str) -> str:
+    def run(
+        home: str, options: dict[str, Any], *, may_write: bool = False, paused: bool = False, **settings: str
+    ) -> str:
         admin.put_project(PROJECT, ProjectSettings(engine_options=options))
+        (admin.pause if paused else admin.resume)(PROJECT)
         for folder in (homes / home, homes / home / FOLDER):
             folder.chmod(0o755 if may_write else 0o555) if folder.exists() else None
         given = {
@@ -66,9 +69,14 @@ def check(service: RunningService, homes: Path) -> Check:
         assert (done.returncode, bool(done.stderr)) in ((0, False), (REFUSED, True)), done.stderr
         assert len(done.stderr.splitlines()) <= 1
         assert ("the worker downloads them first" in done.stdout) == (home == "none" and may_write)
+        assert (f"the project {PROJECT} is paused" in done.stdout) == paused
         return done.stderr
 
     return run
+
+
+def test_a_project_that_is_paused_is_no_fault_and_is_told(check: Check) -> None:
+    assert check("both", {}, paused=True) == ""
 
 
 def test_a_snapshot_of_the_other_model_is_refused_with_what_to_build(check: Check, homes: Path) -> None:

@@ -194,6 +194,9 @@ def test_settings_of_a_project_are_shown_and_changed(service: RunningService) ->
     names = ("image include", "keep tokens", "paused", "price per worker hour", "image exclude")
     assert [back[name] for name in names] == ["", "no", "no", "", "*_middle.png"]
     assert json.loads(shown("project", "patents", "--json", service=service))["engine"] == "osra"
+    noted = {name: run("project", "patents", "--engine", name, service=service).stderr for name in ("osrra", "osra")}
+    assert "note: osrra is none of decimer, osra; only workers with UWORKER_ENGINE_COMMAND_NAME=osrra" in noted["osrra"]
+    assert noted["osra"] == ""
     wrong = failure("project", "patents", "--image-name-pattern", "(", service=service)
     assert "image_name_pattern: " in wrong
     assert "Value error" not in wrong
@@ -372,6 +375,9 @@ def test_results_are_filtered(patents: RunningService) -> None:
     assert images("--status", "timeout") == 0
     assert images("--directory", "Name (Author 1999) [R1]") == 2
     assert images("--directory", "left") == 0
+    for name, noted in (("left", False), ("lef", True), ("nowhere", True)):
+        asked = ("results", "patents", "-o", "-", "--format", "csv", "--directory", name)
+        assert ("note: patents has no directory" in run(*asked, service=patents).stderr) == noted
     assert images("--since", rows[0]["seq"]) == 1
 
 

@@ -224,6 +224,24 @@ def test_stop_during_a_wait_makes_no_further_try() -> None:
     assert len(server.asked) == 1
 
 
+def test_whoever_waits_is_told_why_and_not_at_every_try() -> None:
+    said: list[str] = []
+    away = [problem(503, "database-unavailable", "no database")] * 4
+    with serving([*away, ok()]) as server, client_of(server, on_retry=said.append) as client:
+        client.server()
+        root = server.root
+    assert said == [
+        f"the job service at {root}: no database (HTTP 503 database-unavailable); trying again for 60 s",
+    ]
+    answers = [Answer(200, jsonl(1) + jsonl(2)[:5], cut=True), Answer(200, jsonl(2)), Answer(200, b"")]
+    with serving(answers) as server, client_of(server, on_retry=said.append) as client:
+        assert len(list(client.results("p"))) == 2
+    assert len(said) == 2
+    with serving([ok()]) as server, client_of(server, on_retry=said.append) as client:
+        client.server()
+    assert len(said) == 2
+
+
 # --- how long it waits ---
 
 

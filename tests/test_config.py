@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from job_api.config import ConfigError, connect, read_config
+from tests.scripted import Answer, problem, serving
 
 EXAMPLE = Path(__file__).parent.parent / "docker/example.conf"
 LOGIN = "JOB_API_ROOT=http://jobs:8800\nJOB_API_USERNAME=ada\nJOB_API_PASSWORD=hunter2-hunter2\n"
@@ -115,6 +116,14 @@ def test_client_gets_address_and_arguments(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.delenv(key, raising=False)
     with connect(config_file(tmp_path, LOGIN), retry_seconds=1) as client:
         assert client.root == "http://jobs:8800"
+
+
+def test_waiting_for_a_service_that_is_away_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving([problem(503, "database-unavailable", "no database"), Answer(200, {"items": []})]) as server:
+        path = config_file(tmp_path, f"JOB_API_ROOT={server.root}\nJOB_API_TOKEN=t\n")
+        with connect(path) as client:
+            client.users()
+    assert "no database (HTTP 503 database-unavailable); trying again for 60 s\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])

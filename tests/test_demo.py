@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,12 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from job_api.client import Client
 from tests.plugins.model import DrawnSamples
 from tests.plugins.replica import copy_home
 from tests.serving import wait_for
 from uworker.demo.__main__ import AWKWARD
 from uworker.demo.samples import Awkward, draw_awkward
 from uworker.prepared.files import find_prepared
+
+SERVING = r"serving (http://\S+:\d+)"
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
@@ -99,19 +103,38 @@ def _plain(awkward: dict[str, Awkward]) -> dict[str, tuple[str, str | None]]:
     return {name: (file.status, file.smiles) for name, file in awkward.items()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_stops_all_it_started(
-    tmp_path: Path, data_dir: Path, samples: DrawnSamples, miniature_home: Path, number: signal.Signals
+    tmp_path: Path, data_dir: Path, samples: DrawnSamples, miniature_home: Path, sent: signal.Signals
 ) -> None:
+    out, images = tmp_path / "out", tmp_path / "images"
+    out.mkdir()
+    (out / "results.csv").write_text("of an earlier run")
+    for number in range(60):
+        shutil.copytree(samples.root, images / f"{number:03}")
+        for path in (images / f"{number:03}").rglob("*.*"):
+            # A worker recognises equal bytes once.
+            path.write_bytes(path.read_bytes() + str(number).encode())
     # On images that need no model to be built first.
     more = {"PYSTOW_HOME": str(miniature_home), "TMPDIR": short_tmp(data_dir)}
-    demo = start(tmp_path, "--images", str(samples.root), **more)
-    wait_for(lambda: any("uworker.recogniser" in " ".join(p.cmdline()) for p in family(demo) if not is_gone(p)), 120)
+    demo = start(tmp_path, "--images", str(images), **more)
+    wait_for(lambda: any(path.read_text() for path in data_dir.glob("*/service/admin-password")), 60)
+    [password] = data_dir.glob("*/service/admin-password")
+    log = out / "service.log"
+    wait_for(lambda: re.search(SERVING, log.read_text()), 60)
+    [root] = re.findall(SERVING, log.read_text())
+    with Client(root, username="admin", password=password.read_text().strip()) as client:
+        wait_for(client.projects, 60)
+        wait_for(lambda: client.project("demo").images.recognised > 0, 120)
     started = family(demo)
-    demo.send_signal(number)
+    demo.send_signal(sent)
     said, _ = demo.communicate(timeout=60)
     assert demo.returncode == 130, said
     assert "Traceback" not in said
+    assert f"what was recognised until now: {out / 'results.csv'}" in said
+    with (out / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert 0 < len([row for row in csv.DictReader(file) if row["smiles"]]) < 60 * len(samples.items)
+    assert [path.read_text() for path in out.glob("earlier-*/results.csv")] == ["of an earlier run"]
     wait_for(lambda: all(is_gone(process) for process in started))
     assert postgres_below(data_dir) == []
 

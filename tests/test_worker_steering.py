@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,6 +12,7 @@ from job_api.schemas import JobState, NewUser, Role, Worker
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.serving import wait_for
+from uworker.state import read_state
 
 PROJECT = "patents"
 BEATING = pytest.mark.service(lease_seconds=5, heartbeat_seconds=0.3, sweep_seconds=0.3)
@@ -143,3 +145,23 @@ def test_a_worker_that_logs_in_by_name_shows_its_password_to_nobody(
     assert admin.project(PROJECT).jobs.completed == 2
     assert PASSWORD not in worker.log
     assert not any(PASSWORD in line.message for line in admin.logs())
+
+
+def test_a_pause_is_told_and_not_taken_for_the_end_of_all_work_in_silence(
+    service: RunningService, admin: Client, start_worker: WorkerStarter, tmp_path: Path
+) -> None:
+    admin.pause(PROJECT)
+    of_it = {"job_api_project": PROJECT}
+    told = f"the project {PROJECT} is paused and hands out no jobs; `job-api project {PROJECT} --resume` ends that"
+    ends = start_worker(service.root, service.token("worker"), **of_it)
+    assert ends.wait() == 0, ends.log
+    assert told in ends.log
+    state = tmp_path / "state.json"
+    waits = start_worker(service.root, service.token("worker"), once=False, state_file=str(state), **of_it)
+    wait_for(lambda: told in waits.log and state.exists(), WAIT_SECONDS)
+    wait_for(lambda: read_state(state).doing == f"the project {PROJECT} is paused", WAIT_SECONDS)
+    assert stored(admin) == 0
+    admin.resume(PROJECT)
+    wait_for(lambda: stored(admin) >= 1, WAIT_SECONDS)
+    wait_for(lambda: read_state(state).doing == "recognising", WAIT_SECONDS)
+    assert waits.log.count(told) == 1

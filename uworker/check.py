@@ -51,6 +51,11 @@ def check() -> None:
     else:
         where = f"the project {settings.job_api_project}" if settings.job_api_project else "any project"
         typer.echo(f"job service {settings.job_api_root}, version {server.version}: this worker may work on {where}")
+        if server.project_paused:
+            typer.echo(
+                f"note: the project {settings.job_api_project} is paused, and workers wait; "
+                f"`job-api project {settings.job_api_project} --resume` ends that"
+            )
         if server.project_engine is not None:
             _say_what_is_to_come(settings, server.project_engine)
 

@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 from job_api.client import Client, ClientError, NotFound, Refused, Unreachable, WorkerStopped
 from job_api.schemas import MAX_LEASES_PER_CLAIM, ClaimRequest, Lease
@@ -63,6 +64,7 @@ class Claimer:
         self._empty = False
         self._answered = False
         self._trouble: str | None = None
+        self._is_paused = False
         self._thread = threading.Thread(target=self._claim_for_ever, name="claimer", daemon=True)
 
     def start(self) -> None:
@@ -90,7 +92,9 @@ class Claimer:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps it from claiming at the moment."""
+        """What keeps it from claiming at the moment, or from getting anything."""
+        if self._trouble is None and self._is_paused:
+            return f"the project {self._project} is paused"
         return self._trouble
 
     @property
@@ -161,8 +165,25 @@ class Claimer:
             self._on_lease(lease)
         if self._stop.is_set():
             return
-        self._empty = not leases and pending == 0 and ended_before == self._jobs_ended
+        found_nothing = not leases and pending == 0
+        self._mind_pause(found_nothing=found_nothing)
+        self._empty = found_nothing and ended_before == self._jobs_ended
         self._key = None
         if not leases and time.monotonic() - asked_at < 1 and (self._once or not first):
             # A service that does not let polls wait must not be asked without a pause.
             self._stop.wait(1.0 if not self._empty else LOOK_AGAIN_SECONDS)
+
+    def _mind_pause(self, *, found_nothing: bool) -> None:
+        """Say that a pause leaves this worker without jobs: a paused project looks like one that is done."""
+        was_paused, self._is_paused = self._is_paused, False
+        if not found_nothing or self._project is None:
+            return
+        # Whatever keeps it from an answer, the next claim meets as well.
+        with suppress(ClientError):
+            self._is_paused = self._client.server(self._project).project_paused or False
+        if self._is_paused and not was_paused:
+            log.warning(
+                "the project %s is paused and hands out no jobs; `job-api project %s --resume` ends that",
+                self._project,
+                self._project,
+            )

@@ -17,7 +17,7 @@ from job_api.cli.options import Config, ProjectArgument, given
 from job_api.client import Client
 from job_api.config import connect
 from job_api.schemas import Agreement, ExportFormat, KnownFlag, ResultStatus, ReviewedAs
-from job_api.terminal import progress_bar
+from job_api.terminal import printable, progress_bar
 
 app = typer.Typer()
 
@@ -98,9 +98,18 @@ def results(
     with connect(config) as client, progress_bar() as progress:
         download = Download(client, project, filters, progress, last=since or 0)
         said = _write_records(target, download, wanted, columns or None)
+        is_unknown = (
+            directory is not None
+            and not download.count
+            and all(job.directory != directory for job in client.jobs(project, text=directory))
+        )
     rows, semicolon, left_out = said.partition(";")
     where = "" if output == "-" else f" in {target.name}"
     typer.echo(f"{rows}{where}{semicolon}{left_out}; newer ones later: --since {download.last}", err=True)
+    if is_unknown:
+        typer.echo(
+            f"note: {project} has no directory {printable(directory or '')}; --text finds a part of a name", err=True
+        )
 
 
 @dataclass

@@ -13,6 +13,9 @@ from job_api.text import mistake
 
 app = typer.Typer()
 
+SHIPPED_ENGINES = ("decimer", "osra")
+"""What every worker may have; another name is that of a program which a worker's machine has and its settings name."""
+
 
 @app.command()
 def project(
@@ -74,6 +77,12 @@ def project(
         if paused is not None:
             (client.pause if paused else client.resume)(project)
         found = Project.model_validate(client.project(project).model_dump())
+    if engine is not None and engine not in SHIPPED_ENGINES:
+        typer.echo(
+            f"note: {engine} is none of {', '.join(SHIPPED_ENGINES)}; only workers with "
+            f"UWORKER_ENGINE_COMMAND_NAME={engine} can do this project's jobs",
+            err=True,
+        )
     if as_json:
         print_json([found])
     else:

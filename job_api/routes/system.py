@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from job_api import metrics, projects
 from job_api.errors import JobApiError
 from job_api.routes.context import CallerDep, ProblemAnswer, ServiceDep, door, route
-from job_api.schemas import Caller, Limits, ProjectName, ServerInfo
+from job_api.schemas import Caller, Limits, ProjectEngine, ProjectName, ServerInfo
 from job_api.version import VERSION
 
 router = door("", "service")
@@ -22,15 +22,17 @@ async def server_info(
     principal: CallerDep,
     project: Annotated[
         ProjectName | None,
-        Query(description="refuse unless there is this project and the caller may see it; answers its engine"),
+        Query(description="refuse unless it is there and the caller may see it; answers its engine and its pause"),
     ] = None,
 ) -> ServerInfo:
-    """The service's version, limits and pace, who asks, and what engine the project wants."""
-    project_engine = None
+    """The service's version, limits and pace, who asks, what engine the project wants, and whether it is paused."""
+    about_project: dict[str, Any] = {}
     if project is not None:
         principal.require_project(project)
         async with running.database.connection() as connection:
-            project_engine = await projects.engine(connection, project)
+            row = await projects.row_of(connection, project)
+        engine = ProjectEngine(engine=row["engine"], engine_options=row["engine_options"])
+        about_project = {"project_engine": engine, "project_paused": row["paused"]}
     settings = running.settings
     return ServerInfo(
         version=VERSION,
@@ -38,7 +40,7 @@ async def server_info(
         heartbeat_seconds=settings.heartbeat_seconds,
         limits=Limits(max_body_bytes=settings.max_body_bytes),
         caller=Caller(name=principal.name, role=principal.role, project=principal.project),
-        project_engine=project_engine,
+        **about_project,
     )
 
 

@@ -55,6 +55,8 @@ class ServerInfo(Wire):
     """Absent in answers of older services."""
     project_engine: ProjectEngine | None = None
     """Of the project that was asked for; absent without one, and in answers of older services."""
+    project_paused: bool | None = None
+    """Whether the project that was asked for hands out no jobs at the moment; absent as `project_engine`."""
 
 
 class Problem(Wire):

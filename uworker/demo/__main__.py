@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,7 @@ from uworker.weights import WeightsError, ensure_weights
 
 PROJECT = "demo"
 HOME = Path(__file__).resolve().parents[2]
+RESULT_FILES = ("results.csv", "service.log", "worker.log")
 START_SECONDS = 60.0
 STOP_SECONDS = 25.0
 # A directory of files such as a corpus of 200,000 has somewhere, most of them no good images.
@@ -114,9 +116,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    # What an earlier run left must not be taken for the outcome of this one.
-    for name in ("results.csv", "service.log", "worker.log"):
-        (output / name).unlink(missing_ok=True)
+    _put_aside(output)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decimer-jobs-")))
     work = _own_images(images, model) if images else _sample_images(output / "images")
     _step(f"{len(work.directories)} directories under {printable(str(work.source))}")
@@ -126,11 +126,29 @@ def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> N
     _step(f"job service at {root}")
     _add_jobs(work, root, password, scratch)
     token = client.new_token(schemas.NewToken(name="demo", role=schemas.Role.WORKER, project=PROJECT)).token
-    worker = stack.enter_context(_worker(root, token, home, output))
-    _watch(client, worker, output)
+    try:
+        with _worker(root, token, home, output) as worker:
+            _watch(client, worker, output)
+    except (DemoError, KeyboardInterrupt):
+        # The database goes with the scratch, and some of this may have taken hours.
+        with suppress(ClientError), Client(root, username="admin", password=password, retry_seconds=0) as quick:
+            _step(f"what was recognised until now: {_download(quick, output)}")
+        raise
     csv_path = _download(client, output)
     _report(client, work, report.read_rows(csv_path))
     _how_to_go_on(output, csv_path)
+
+
+def _put_aside(output: Path) -> None:
+    """Keep what an earlier run left, where it cannot be taken for the outcome of this one."""
+    left = [output / name for name in RESULT_FILES if (output / name).exists()]
+    if left:
+        at = datetime.fromtimestamp(max(path.stat().st_mtime for path in left), UTC)
+        earlier = output / f"earlier-{at:%Y%m%dT%H%M%SZ}"
+        earlier.mkdir(exist_ok=True)
+        for path in left:
+            path.rename(earlier / path.name)
+        _step(f"what an earlier run left is now in {printable(str(earlier))}")
 
 
 def _step(text: str) -> None:
