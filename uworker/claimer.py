@@ -175,13 +175,13 @@ class Claimer:
 
     def _mind_pause(self, *, found_nothing: bool) -> None:
         """Say that a pause leaves this worker without jobs: a paused project looks like one that is done."""
-        was_paused, self._is_paused = self._is_paused, False
-        if not found_nothing or self._project is None:
-            return
-        # Whatever keeps it from an answer, the next claim meets as well.
-        with suppress(ClientError):
-            self._is_paused = self._client.server(self._project).project_paused or False
-        if self._is_paused and not was_paused:
+        was_paused, is_paused = self._is_paused, False
+        if found_nothing and self._project is not None:
+            # Whatever keeps it from an answer, the next claim meets as well.
+            with suppress(ClientError):
+                is_paused = self._client.server(self._project).project_paused or False
+        self._is_paused = is_paused
+        if is_paused and not was_paused:
             log.warning(
                 "the project %s is paused and hands out no jobs; `job-api project %s --resume` ends that",
                 self._project,
