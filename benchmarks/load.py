@@ -98,6 +98,10 @@ class Load:
         now = time.perf_counter()
         self._done.append((now, units, now - began))
 
+    def has_done(self, began: float) -> bool:
+        """Whether anything was done since a moment."""
+        return bool(self._done) and self._done[-1][0] >= began
+
     def end_one(self, error: Exception | None = None) -> None:
         """A client has come to its end; one that failed ends the load."""
         self.running -= 1

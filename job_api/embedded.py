@@ -42,6 +42,8 @@ DEAD_SERVER_SECONDS = 20.0
 WATCH_SECONDS = 1.0
 RECOVERY_SECONDS = 1800.0
 CONFIGURATION = "decimer-jobs.conf"
+# Where only root may make a file, for it is root's alone.
+PERMISSIONS_LOCK, PERMISSIONS_SECONDS = Path("/run/decimer-jobs.lock"), 30.0
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 128 * 2**20, 2**30
 
 # A Unix socket's path, `.s.PGSQL.5432` included, holds at most 107 bytes.
@@ -304,16 +306,34 @@ def _kept_permissions(*paths: Path) -> Iterator[None]:
         yield
         return
     parents = {parent for path in paths for parent in path.resolve().parents}
-    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
+    with _one_at_a_time():
+        before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
+        try:
+            yield
+        finally:
+            for parent, mode in before.items():
+                wanted = mode | stat.S_IXGRP | stat.S_IXOTH
+                if wanted != mode:
+                    log.warning(
+                        "running as root: %s is now passable (go+x) for the database's account pgserver", parent
+                    )
+                if stat.S_IMODE(parent.stat().st_mode) != wanted:
+                    parent.chmod(wanted)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """What another service of this machine has opened for its start is not to be taken for what was open before."""
+    lock = filelock.FileLock(PERMISSIONS_LOCK)
+    try:
+        # One that recovers from a crash takes long, and is no reason not to start.
+        lock.acquire(timeout=PERMISSIONS_SECONDS)
+    except (OSError, filelock.Timeout) as error:
+        log.debug("starting without %s: %s", PERMISSIONS_LOCK, error)
     try:
         yield
     finally:
-        for parent, mode in before.items():
-            wanted = mode | stat.S_IXGRP | stat.S_IXOTH
-            if wanted != mode:
-                log.warning("running as root: %s is now passable (go+x) for the database's account pgserver", parent)
-            if stat.S_IMODE(parent.stat().st_mode) != wanted:
-                parent.chmod(wanted)
+        lock.release()
 
 
 def _works_in(process: psutil.Process, directory: Path) -> bool:

@@ -21,10 +21,14 @@ from job_api.main import PASSWORD_FILE
 
 PROGRAM = str(Path(sys.executable).with_name("job-api"))
 START_SECONDS = 90.0
+# Less than a lease: what waits for its end is not to be taken for what ends it.
+WAIT_SECONDS = 100.0
+LOAD_SECONDS = 400.0
+"""For what loads TensorFlow, or moves containers, on a machine whose cores are busy."""
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until a condition holds."""
+def wait_for(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
+    """Wait until a condition holds; to wait long costs nothing where all is well."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
@@ -128,12 +132,12 @@ class Serving:
     def stop(self) -> None:
         """End it by SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(timeout=30) in (0, -signal.SIGTERM), self.log
+        assert self.process.wait(timeout=90) in (0, -signal.SIGTERM), self.log
 
     def kill(self) -> None:
         """End it by SIGKILL; its embedded database lives on."""
         self.process.kill()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=90)
 
     @property
     def postmaster(self) -> psutil.Process:

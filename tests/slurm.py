@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.containers.engine import NoEngine, install
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 CORES = 2
 START_SECONDS = 30.0
@@ -176,7 +176,7 @@ def _wait_until_idle(cluster: Cluster, daemons: "list[subprocess.Popen[bytes]]")
 
 def _end_jobs(cluster: Cluster) -> None:
     cluster.run("scancel", "--user", pwd.getpwuid(os.geteuid()).pw_name)
-    wait_for(lambda: not cluster.run("squeue", "--noheader"), 60)
+    wait_for(lambda: not cluster.run("squeue", "--noheader"), LOAD_SECONDS)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -7,13 +7,15 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import argon2
 import asyncpg
 import httpx
 import pytest
 
-from job_api import schemas
+from job_api import auth, schemas
 from job_api.auth import FAILED_LOGINS_OF_HOST_PER_MINUTE, FAILED_LOGINS_PER_MINUTE
 from job_api.client import ApiError, Client, NotFound, Refused
 from job_api.main import PASSWORD_FILE
@@ -23,6 +25,14 @@ from tests.plugins.service import RunningService, ServiceStarter, run
 
 PROJECT, OTHER = "patents", "others"
 PASSWORD = "Schlüssel-für-日本-🔑"
+
+
+@pytest.fixture(autouse=True)
+def cheap_hashes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the hundreds of passwords here one alone is hashed as slowly as others shall be."""
+    if request.node.name != "test_the_password_that_is_stored_is_a_slow_hash":
+        cheap = partial(argon2.PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
+        monkeypatch.setattr(argon2, "PasswordHasher", cheap)
 
 
 @pytest.fixture
@@ -146,8 +156,11 @@ def test_a_token_ends_at_its_time_by_the_clock_of_the_database(service: RunningS
     assert get(service, bearer(made.token)).status_code == 200
 
 
-def test_a_token_about_to_end_is_not_remembered_beyond_its_end(service: RunningService, admin: Client) -> None:
-    made = admin.new_token(NewToken(name="short", role=Role.READ, expires_in_seconds=3))
+def test_a_token_about_to_end_is_not_remembered_beyond_its_end(
+    service: RunningService, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "TOKEN_CACHE_SECONDS", 60.0)
+    made = admin.new_token(NewToken(name="short", role=Role.READ, expires_in_seconds=50))
     assert get(service, bearer(made.token)).status_code == 200
     service.sql("UPDATE tokens SET expires_at = now() - interval '1 millisecond' WHERE id = $1", made.id)
     assert kind_of(get(service, bearer(made.token))) == "unauthenticated"
@@ -281,8 +294,11 @@ def rows_holding(service: RunningService, text: str) -> list[str]:
 
 
 def test_the_password_that_is_stored_is_a_slow_hash(service: RunningService) -> None:
-    [user] = service.sql("SELECT password_hash FROM users")
-    assert user["password_hash"].startswith("$argon2id$")
+    service.client("admin").put_user("anna", NewUser(password=PASSWORD, role=Role.READ))
+    [user] = service.sql("SELECT password_hash FROM users WHERE name = 'anna'")
+    used, usual = argon2.extract_parameters(user["password_hash"]), argon2.PasswordHasher()
+    assert used.type is argon2.Type.ID
+    assert (used.time_cost, used.memory_cost) >= (usual.time_cost, usual.memory_cost)
     assert all(len(row["token_hash"]) == 32 for row in service.sql("SELECT token_hash FROM tokens"))
 
 
@@ -340,7 +356,7 @@ def test_a_login_that_cannot_be_read_is_refused(service: RunningService, header:
 
 def test_wrong_names_are_limited_too(service: RunningService) -> None:
     answers = [
-        httpx.get(f"{service.root}/v4", auth=(f"user{number}", "x"), headers={"X-Forwarded-For": f"10.0.0.{number}"})
+        get(service, {**basic(f"user{number}", "x"), "X-Forwarded-For": f"10.0.0.{number}"})
         for number in range(FAILED_LOGINS_OF_HOST_PER_MINUTE + 1)
     ]
     assert [answer.status_code for answer in answers] == [401] * FAILED_LOGINS_OF_HOST_PER_MINUTE + [429]

@@ -19,7 +19,8 @@ from tests.plugins.fleet import WorkerStarter
 from tests.plugins.holder import LEASE, Holder
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, between, problem, serving
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
+from uworker import beside
 from uworker.beside import Scribe
 from uworker.holding import Batch, Ending, Holding
 from uworker.keeper import Keeper
@@ -33,7 +34,7 @@ DIRECTORY = "Name (Author 2019)/output #1"
 PATTERN = r"sequence_(?P<sequence>\d+)_(?P<part>[a-z]+)"
 PLAN = {"processes": "1", "threads_per_process": "2"}
 WANTED = ProjectSettings(results_file=True, image_name_pattern=PATTERN, engine="pixel")
-SHORT_LEASE = pytest.mark.service(lease_seconds=2, heartbeat_seconds=0.4, sweep_seconds=0.1)
+SWEPT = pytest.mark.service(sweep_seconds=0.1)
 
 
 @pytest.fixture
@@ -160,20 +161,21 @@ def test_a_project_that_does_not_want_it_gets_none(
     assert names(folder) == set()
 
 
-@SHORT_LEASE
+@SWEPT
 def test_a_job_is_completed_after_its_file_is_there_and_a_successor_writes_it_again(
     service: RunningService, admin: Client, start_worker: WorkerStarter, folder: Path, tmp_path: Path
 ) -> None:
     job_id = submit(admin, tmp_path)
     with between(service.root, lambda asked: asked.path.endswith("/complete")) as server:
         first = start_worker(server.root, service.token("worker"), **PLAN)
-        wait_for(server.held.is_set, 120)
+        wait_for(server.held.is_set, LOAD_SECONDS)
         content = (folder / FILE_NAME).read_bytes()
         assert_right(content, admin, job_id)
         job = admin.job(PROJECT, job_id)
         assert (job.state, job.lease_seq) == (JobState.CLAIMED, 1)
         first.send(signal.SIGKILL)
         first.process.wait(20)
+    service.expire_leases()
     (folder / FILE_NAME).write_text("spoilt")
     wait_for(lambda: admin.job(PROJECT, job_id).state is JobState.QUEUED)
     second = start_worker(service.root, service.token("worker"), **PLAN)
@@ -184,17 +186,18 @@ def test_a_job_is_completed_after_its_file_is_there_and_a_successor_writes_it_ag
     assert names(folder) == {FILE_NAME}
 
 
-@SHORT_LEASE
+@SWEPT
 def test_a_worker_killed_while_it_writes_leaves_a_job_that_its_successor_completes(
     service: RunningService, admin: Client, start_worker: WorkerStarter, folder: Path, tmp_path: Path
 ) -> None:
     job_id = submit(admin, tmp_path)
     with between(service.root, lambda asked: asked.path.endswith("/results-done")) as server:
         first = start_worker(server.root, service.token("worker"), **PLAN)
-        wait_for(server.held.is_set, 120)
+        wait_for(server.held.is_set, LOAD_SECONDS)
         assert admin.project(PROJECT).images.stored == 5, "all rows are stored before they are asked for"
         first.send(signal.SIGKILL)
         first.process.wait(20)
+    service.expire_leases()
     assert names(folder) == set()
     (folder / f".{FILE_NAME}.{job_id}-1").write_text("what a kill in the middle of the writing leaves")
     wait_for(lambda: admin.job(PROJECT, job_id).state is JobState.QUEUED)
@@ -229,7 +232,7 @@ def test_a_file_that_cannot_be_written_fails_its_job_and_costs_no_row(
     assert_right((folder / FILE_NAME).read_bytes(), admin, job_id)
 
 
-@SHORT_LEASE
+@SWEPT
 def test_what_a_worker_left_on_disk_does_not_complete_a_job_whose_file_is_not_written(
     service: RunningService, admin: Client, start_worker: WorkerStarter, folder: Path, tmp_path: Path
 ) -> None:
@@ -344,7 +347,10 @@ def test_a_lease_that_is_lost_in_the_middle_of_the_writing_puts_nothing_in_place
     assert names(source / "a") == set()
 
 
-def test_a_service_that_is_away_is_waited_for_and_asked_for_the_rest(source: Path) -> None:
+def test_a_service_that_is_away_is_waited_for_and_asked_for_the_rest(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside, "RETRY_SECONDS", 0.05)
     link = '</v4/patents/jobs/17/results-done?after=1.png>; rel="next"'
     first = rows_of("1.png")
     first.headers["Link"] = link

@@ -104,6 +104,7 @@ def test_weights_that_can_be_downloaded_may_be_missing(check: Check, homes: Path
     assert "has none of that model" in check("none", {})
 
 
+@pytest.mark.timeout(900)
 def test_a_prepared_model_alone_is_weights_for_those_who_do_not_turn_it_off(
     check: Check, homes: Path, prepared_home: Path
 ) -> None:

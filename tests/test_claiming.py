@@ -83,6 +83,9 @@ def test_another_process_hears_of_jobs_that_come_first(
         worker.one(PROJECT)
         beginnings = other.app.state.service.claims._beginnings
         assert PROJECT in beginnings
+        listening = "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'job-api-notices'"
+        listening += " AND datname = current_database() AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')"
+        wait_for(lambda: service.sql(listening)[0]["n"] == 2)
         admin.add_jobs(PROJECT, ["urgent"], priority=7)
         wait_for(lambda: PROJECT not in beginnings)
         assert worker.one(PROJECT).directory == "urgent"

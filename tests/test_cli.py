@@ -140,6 +140,7 @@ def test_format_must_be_known() -> None:
 # --- projects, jobs, workers, logs ---
 
 
+@pytest.mark.service(sweep_seconds=3600)
 def test_status_of_a_project(patents: RunningService) -> None:
     failed = job_ids(patents)["left"]
     patents.client().put_project("patents", schemas.ProjectSettings(price_per_worker_hour=0.5))
@@ -159,8 +160,8 @@ def test_status_of_a_project(patents: RunningService) -> None:
     slowest, failing = re.findall(
         r"^job +(?:slowest|failing) directories .*?(?=^job|\Z)", text, re.MULTILINE | re.DOTALL
     )
-    assert re.search(r"^\d+ +held +claimed +0:00:0\d +0 +w1", slowest, re.MULTILINE)
-    assert re.search(r"^\d+ +Name \(Author 1999\) \[R1\] +completed +0:00:0\d +2 +w1", slowest, re.MULTILINE)
+    assert re.search(r"^\d+ +held +claimed +0:0\d:\d\d +0 +w1", slowest, re.MULTILINE)
+    assert re.search(r"^\d+ +Name \(Author 1999\) \[R1\] +completed +0:0\d:\d\d +2 +w1", slowest, re.MULTILINE)
     assert re.search(rf"^{failed} +left +queued +2 +storage +away\\x1b\[31m", failing, re.MULTILINE)
     assert "held" not in failing
 

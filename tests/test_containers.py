@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.containers.bases import DEBIAN, import_debian
 from tests.containers.engine import Engine, run_engine
 from tests.plugins.containers import EngineStarter
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 # Starts an engine, says where its socket is, and waits to be killed.
 KEEP_AN_ENGINE = """
@@ -66,7 +66,7 @@ def test_an_engine_ends_with_the_process_that_started_it(docker_engine: Engine, 
         runtime = Path(process.stdout.readline().strip().removeprefix("unix://")).parent
         assert programs_of(runtime) == {b"dockerd", b"containerd"}
         process.kill()
-    wait_for(lambda: programs_of(runtime) == set(), 30)
+    wait_for(lambda: programs_of(runtime) == set(), LOAD_SECONDS)
     shutil.rmtree(runtime)
 
 

@@ -23,7 +23,7 @@ from job_api.client import ApiError, Client
 from job_api.schemas import ProjectSettings
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, count_deadlocks, run
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 PROJECT, OTHER = "patents", "others"
 WORK_ITERATIONS = 40
@@ -188,7 +188,7 @@ def test_all_kinds_of_writers_at_once_leave_the_counters_right(service: RunningS
     for thread in people:
         thread.join()
     # Until everything that was left has run out and every back-off is over.
-    wait_for(lambda: not service.sql("SELECT 1 FROM jobs WHERE state IN ('claimed', 'waiting') LIMIT 1"), 120)
+    wait_for(lambda: not service.sql("SELECT 1 FROM jobs WHERE state IN ('claimed', 'waiting') LIMIT 1"), LOAD_SECONDS)
     service.assert_counters_equal_recount()
     assert max(status for network in networks for status in network.statuses) < 500
     assert all(network.statuses[200] for network in networks)

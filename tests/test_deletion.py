@@ -14,7 +14,7 @@ from job_api.client import ApiError, Client, NotFound
 from job_api.schemas import JobState, LeaseStatus, LogLevel, LogLine, ProjectSettings
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, ServiceStarter, run, sql_of
-from tests.serving import Serving, wait_for
+from tests.serving import LOAD_SECONDS, Serving, wait_for
 
 PROJECT, OTHER = "patents", "others"
 SOURCE = ProjectSettings(source="file:///data")
@@ -78,6 +78,7 @@ def finished(service: RunningService, *projects: str) -> tuple[Client, Holder]:
     return admin, worker
 
 
+@pytest.mark.service(janitor_seconds=3600)
 def test_a_deleted_project_is_gone_for_everybody_at_once(service: RunningService) -> None:
     admin, worker = finished(service, PROJECT, OTHER)
     [project_id] = [row["id"] for row in service.sql("SELECT id FROM projects WHERE name = $1", PROJECT)]
@@ -150,19 +151,20 @@ def test_the_rows_go_in_batches_and_those_of_others_stay(
     others = service.sql(ROWS, other_id)
     admin.delete_project("next")
     admin.delete_project(PROJECT)
-    wait_for(lambda: service.sql(ROWS, project_id) == [GONE], 60)
+    wait_for(lambda: service.sql(ROWS, project_id) == [GONE], LOAD_SECONDS)
     wait_for(lambda: service.sql(ROWS, next_id) == [GONE])
     assert service.sql(ROWS, other_id) == others
     assert service.sql("SELECT count(*) AS n FROM attempts")[0]["n"] == 2, "those of the other project"
     service.assert_counters_equal_recount()
 
 
-@pytest.mark.service(lease_seconds=1, heartbeat_seconds=0.4, sweep_seconds=0.1)
+@pytest.mark.service(sweep_seconds=0.1, janitor_seconds=3600)
 def test_a_late_writer_finds_nothing_while_the_rows_are_still_there(service: RunningService) -> None:
     admin, worker = service.client("admin"), Holder(service.client("worker"))
     admin.put_project(PROJECT, ProjectSettings(source="file:///data", max_failures=1))
     admin.add_jobs(PROJECT, ["a"])
     lease = worker.one(PROJECT)
+    service.expire_leases()
     wait_for(lambda: admin.job(PROJECT, lease.job_id).state is JobState.FAILED)
     admin.delete_project(PROJECT)
     before = service.sql("SELECT * FROM jobs")
@@ -181,6 +183,7 @@ def test_a_late_writer_finds_nothing_while_the_rows_are_still_there(service: Run
     assert service.sql("SELECT * FROM results") == []
 
 
+@pytest.mark.service(janitor_seconds=3600)
 def test_what_would_queue_jobs_comes_before_a_deletion_or_finds_nothing(service: RunningService) -> None:
     """Many rounds of adding, retrying and deleting at once: no unfinished job is ever in a deleted project."""
     admin = service.client("admin")
@@ -240,6 +243,7 @@ def test_the_row_of_a_writer_that_was_let_in_before_is_cleared_away_too(service:
 
 
 def test_a_deletion_goes_on_after_the_service_was_killed(make_database: Callable[[], str], data_dir: Path) -> None:
+    """It is killed while it waits for rows that somebody else has."""
     url = make_database()
     settings: dict[str, str | int] = {"database_url": url, "janitor_seconds": "0.05"}
 
@@ -247,17 +251,30 @@ def test_a_deletion_goes_on_after_the_service_was_killed(make_database: Callable
         return run(sql_of(url, ROWS, project_id))[0]
 
     killed = Serving(data_dir, **settings)
+
+    async def kill_amid(admin: Client, project_id: object) -> dict[str, object]:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute("BEGIN")
+            await connection.fetch("SELECT 1 FROM log_lines WHERE project_id = $1 FOR UPDATE", project_id)
+            admin.delete_project(PROJECT)
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            await asyncio.to_thread(wait_for, lambda: run(sql_of(url, waiting)))
+            killed.kill()
+            return await asyncio.to_thread(rows, project_id)
+        finally:
+            await connection.close()
+
     try:
         admin = killed.client()
         admin.put_project(PROJECT, SOURCE)
         project_id = fill(lambda *words: run(sql_of(url, *words)), PROJECT)
         before = rows(project_id)
-        admin.delete_project(PROJECT)
-        wait_for(lambda: rows(project_id)["results"] != before["results"])
+        left = run(kill_amid(admin, project_id))
         admin.close()
     finally:
         killed.kill()
-    left = rows(project_id)
+    assert left["results"] != before["results"]
     assert (left["projects"], left["lines"]) == (1, before["lines"]), "it was not done yet"
     with Serving(data_dir, **settings):
         wait_for(lambda: rows(project_id) == GONE)

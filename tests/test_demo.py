@@ -16,10 +16,13 @@ import pytest
 from job_api.client import Client
 from tests.plugins.model import DrawnSamples
 from tests.plugins.replica import copy_home
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 from uworker.demo.__main__ import AWKWARD
 from uworker.demo.samples import Awkward, draw_awkward
 from uworker.prepared.files import find_prepared
+
+# They load TensorFlow more than once, and the first to want the replica waits until it is made.
+pytestmark = pytest.mark.timeout(900)
 
 SERVING = r"serving (http://\S+:\d+)"
 
@@ -80,7 +83,7 @@ def test_the_demo_ends_with_a_right_csv_and_nothing_running(
         seen.update(family(demo))
         return demo.poll() is not None
 
-    wait_for(watch, 150)
+    wait_for(watch, 500)
     said, _ = demo.communicate()
     assert demo.returncode == 0, said
     assert "all 52 sample images that can be recognised got exactly the SMILES they were drawn from" in said
@@ -118,17 +121,17 @@ def test_an_interrupted_demo_stops_all_it_started(
     # On images that need no model to be built first.
     more = {"PYSTOW_HOME": str(miniature_home), "TMPDIR": short_tmp(data_dir)}
     demo = start(tmp_path, "--images", str(images), **more)
-    wait_for(lambda: any(path.read_text() for path in data_dir.glob("*/service/admin-password")), 60)
+    wait_for(lambda: any(path.read_text() for path in data_dir.glob("*/service/admin-password")), LOAD_SECONDS)
     [password] = data_dir.glob("*/service/admin-password")
     log = out / "service.log"
-    wait_for(lambda: re.search(SERVING, log.read_text()), 60)
+    wait_for(lambda: re.search(SERVING, log.read_text()), LOAD_SECONDS)
     [root] = re.findall(SERVING, log.read_text())
     with Client(root, username="admin", password=password.read_text().strip()) as client:
-        wait_for(client.projects, 60)
-        wait_for(lambda: client.project("demo").images.recognised > 0, 120)
+        wait_for(client.projects, LOAD_SECONDS)
+        wait_for(lambda: client.project("demo").images.recognised > 0, LOAD_SECONDS)
     started = family(demo)
     demo.send_signal(sent)
-    said, _ = demo.communicate(timeout=60)
+    said, _ = demo.communicate(timeout=200)
     assert demo.returncode == 130, said
     assert "Traceback" not in said
     assert f"what was recognised until now: {out / 'results.csv'}" in said
@@ -149,7 +152,7 @@ def test_own_images_with_decimers_own_weights(
     folder = tmp_path / "my images"
     shutil.copytree(samples.root / directory / "output", folder)
     demo = start(tmp_path, "--images", str(folder), **more)
-    said, _ = demo.communicate(timeout=150)
+    said, _ = demo.communicate(timeout=500)
     assert demo.returncode == 0, said
     with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -158,8 +161,6 @@ def test_own_images_with_decimers_own_weights(
     assert "prepared" not in said
 
 
-# The first to want the replica waits until it is made.
-@pytest.mark.timeout(600)
 def test_a_prepared_model_alone_will_do_and_is_named(
     tmp_path: Path, data_dir: Path, samples: DrawnSamples, prepared_home: Path
 ) -> None:
@@ -169,7 +170,7 @@ def test_a_prepared_model_alone_will_do_and_is_named(
     # Nothing can be downloaded here, and without the weights there is no other model.
     more = {"PYSTOW_HOME": str(tmp_path / "home"), "TMPDIR": short_tmp(data_dir)}
     demo = start(tmp_path, "--images", str(samples.items[0].path.parent), **more)
-    said, _ = demo.communicate(timeout=150)
+    said, _ = demo.communicate(timeout=500)
     assert demo.returncode == 0, said
     assert f"sha256 {prepared.about.weights_sha256}; prepared: {prepared.sha256}" in said
 
@@ -191,7 +192,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     # Nothing is downloaded here, also on a machine that could.
     away = {"HTTPS_PROXY": "http://127.0.0.1:1", "TMPDIR": short_tmp(data_dir)}
     demo = start(tmp_path, *(places.get(argument, argument) for argument in arguments), **away)
-    said, _ = demo.communicate(timeout=150)
+    said, _ = demo.communicate(timeout=500)
     assert demo.returncode == 1, said
     assert [line for line in said.splitlines() if words in line] == said.splitlines()[-1:], said
     assert "Traceback" not in said

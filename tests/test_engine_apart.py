@@ -1,5 +1,6 @@
 """Workers whose recognisers are in another process, with real parts: killed, stopped, late, and taken already."""
 
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from tests.engines import picture
 from tests.plugins.apart import EngineStarter
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 PROJECT = "patents"
 HEAVY = ("tensorflow", "rdkit", "PIL", "numpy", "cv2", "DECIMER", "pystow", "pillow_heif", "keras")
@@ -116,11 +117,11 @@ def test_an_engine_that_is_killed_in_the_middle_costs_no_image_and_no_lease(
     start_engine: EngineStarter,
     miniature_home: Path,
 ) -> None:
-    corpus = some(long_corpus, 2)
+    corpus = some(long_corpus, 5)
     admin = submit(service, corpus, *corpus.directories)
     engine = start_engine(weights_home=str(miniature_home), **ONE)
     worker = start_worker(service.root, service.token("worker"), engine_socket=str(engine.socket))
-    wait_for(lambda: admin.project(PROJECT).images.stored >= 10, 200)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 10, LOAD_SECONDS)
     engine.kill()
     start_engine(weights_home=str(miniature_home), **ONE)
     ended(worker)
@@ -129,6 +130,19 @@ def test_an_engine_that_is_killed_in_the_middle_costs_no_image_and_no_lease(
     assert worker.log.count("is gone with") == 1
     assert worker.log.count("connected to the engine apart") == 2
     service.assert_counters_equal_recount()
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a folder that has a Python begin with a program: `start_worker(…, python_path=tuned(program))`."""
+
+    def make(program: str) -> Path:
+        folder = tmp_path / "tuned"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(program)
+        return folder
+
+    return make
 
 
 @dataclass
@@ -150,7 +164,9 @@ class Pictures:
         return found
 
 
-def test_the_socket_is_touched_while_the_main_loop_goes_on(start_engine: EngineStarter) -> None:
+def test_the_socket_is_touched_while_the_main_loop_goes_on(start_engine: EngineStarter, tmp_path: Path) -> None:
+    with (tmp_path / "register" / "sitecustomize.py").open("a") as program:
+        program.write("import uworker.apart.engine\nuworker.apart.engine.LIFE_SECONDS = 1.0\n")
     engine = start_engine().wait_listening()
     script = Path(__file__).parents[1] / "docker" / "worker" / "uworker-alive"
 
@@ -160,15 +176,15 @@ def test_the_socket_is_touched_while_the_main_loop_goes_on(start_engine: EngineS
 
     # Older than what the check allows, and alive all the same: it was touched since.
     made_at = engine.socket.stat().st_mtime
-    wait_for(lambda: time.time() - made_at > 8, 20)
-    assert is_alive(7)
+    wait_for(lambda: time.time() - made_at > 5, 20)
+    wait_for(lambda: is_alive(4))
     engine.process.send_signal(signal.SIGSTOP)
-    wait_for(lambda: not is_alive(7), 30)
+    wait_for(lambda: not is_alive(4))
     engine.process.send_signal(signal.SIGCONT)
-    wait_for(lambda: is_alive(7), 30)
+    wait_for(lambda: is_alive(4))
     engine.kill()
     engine.socket.unlink()
-    assert not is_alive(7)
+    assert not is_alive(4)
 
 
 @pytest.fixture
@@ -198,24 +214,24 @@ def test_an_engine_that_is_stopped_says_so_and_the_worker_waits_for_the_next(
     pictures: Callable[..., Pictures],
     start_worker: WorkerStarter,
     start_engine: EngineStarter,
+    tuned: Callable[[str], Path],
 ) -> None:
     made = pictures({"a": [1, 2, engines.GATE, 3, 4], "b": [5, 6]})
     engine = start_engine(**ONE).wait_listening()
-    worker = start_worker(service.root, service.token("worker"), engine_socket=str(engine.socket))
-    wait_for(lambda: made.stored >= 2, 90)
+    hasty = tuned("import uworker.apart.link\nuworker.apart.link.LONGEST_BACKOFF_SECONDS = 0.5\n")
+    worker = start_worker(service.root, service.token("worker"), python_path=hasty, engine_socket=str(engine.socket))
+    wait_for(lambda: made.stored >= 2, LOAD_SECONDS)
     children = engine.children()
-    began = time.monotonic()
     # As often as would end an image, if these were deaths.
     for number in range(1, 4):
         engine.process.send_signal(signal.SIGTERM)
-        assert engine.wait(10) == 0, engine.log
+        assert engine.wait(60) == 0, engine.log
         assert not any(child.is_running() for child in children)
         assert not engine.socket.exists()
         wait_for(lambda: worker.log.count("was stopped; waiting for the next") == number)  # noqa: B023
         engine = start_engine(**ONE)
         wait_for(lambda: "a recogniser is ready" in engine.log)  # noqa: B023
         children = engine.children()
-    assert time.monotonic() - began < 60
     made.gate.touch()
     ended(worker)
     assert set(made.statuses().values()) == {"recognised"}
@@ -244,28 +260,33 @@ def test_an_engine_that_fails_is_no_engine_that_was_stopped(
         )
     engine = start_engine(**ONE)
     worker = start_worker(service.root, service.token("worker"), engine_socket=str(engine.socket))
-    wait_for(lambda: made.stored >= 2, 90)
+    wait_for(lambda: made.stored >= 2, LOAD_SECONDS)
     (tmp_path / "fail").touch()
     assert engine.wait() == 1
     wait_for(lambda: "is gone with 1 images in its hands" in worker.log)
     assert "was stopped" not in worker.log
 
 
-@pytest.mark.service(lease_seconds=3, heartbeat_seconds=0.5, sweep_seconds=0.2)
+@pytest.mark.service(lease_seconds=5, heartbeat_seconds=0.5, sweep_seconds=0.2)
 def test_an_engine_that_stands_still_keeps_nobody_from_heartbeats(
     service: RunningService,
     pictures: Callable[..., Pictures],
     start_worker: WorkerStarter,
     start_engine: EngineStarter,
+    tuned: Callable[[str], Path],
 ) -> None:
     made = pictures({"a": [1, 2, engines.GATE, 3, 4], "b": [5]})
     engine = start_engine(**ONE)
-    worker = start_worker(service.root, service.token("worker"), engine_socket=str(engine.socket))
-    wait_for(lambda: made.stored >= 2, 90)
+    # Longer than a lease.
+    impatient = tuned("import uworker.apart.crew\nuworker.apart.crew.REPORT_SILENCE_SECONDS = 7.0\n")
+    worker = start_worker(
+        service.root, service.token("worker"), python_path=impatient, engine_socket=str(engine.socket)
+    )
+    wait_for(lambda: made.stored >= 2, LOAD_SECONDS)
     # The fleet's list shows what the engine's machine does.
     wait_for(lambda: any(seen.load is not None and seen.load.processes == 1 for seen in made.admin.workers()))
     engine.process.send_signal(signal.SIGSTOP)
-    wait_for(lambda: "has said nothing for 15 s" in worker.log, 60)
+    wait_for(lambda: re.search(r"has said nothing for \d+ s", worker.log))
     engine.process.send_signal(signal.SIGCONT)
     made.gate.touch()
     ended(worker)
@@ -291,16 +312,18 @@ def test_a_worker_claims_nothing_before_there_is_an_engine_and_takes_turns_for_o
     wait_for(lambda: list(admin.workers()))
     assert service.sql("SELECT count(*) AS n FROM attempts")[0]["n"] == 0
     engine = start_engine(**ONE)
-    wait_for(lambda: admin.project(PROJECT).jobs.completed == 1, 90)
+    wait_for(lambda: admin.project(PROJECT).jobs.completed == 1, LOAD_SECONDS)
     assert first.log.count("there is no engine at") == 1
     # One worker at a time: the second waits, says for whom, and works when the first is gone.
-    second = start_worker(service.root, service.token("worker"), engine_socket=str(engine_socket))
+    second = start_worker(service.root, service.token("worker"), once=False, engine_socket=str(engine_socket))
     wait_for(lambda: "for one at a time" in second.log)
     admin.retry(PROJECT, 2)
-    wait_for(lambda: admin.project(PROJECT).jobs.completed == 2, 90)
+    wait_for(lambda: admin.project(PROJECT).jobs.completed == 2, LOAD_SECONDS)
     first.send(signal.SIGKILL)
     first.process.wait()
     admin.retry(PROJECT, 3)
+    wait_for(lambda: admin.project(PROJECT).jobs.completed == 3)
+    second.send(signal.SIGTERM)
     ended(second)
     assert second.log.count("for one at a time") == 1
     workers = {row["directory"]: row["worker_id"] for row in admin.results(PROJECT)}
@@ -321,7 +344,7 @@ def test_a_poisonous_image_ends_as_crashed_and_its_neighbours_are_recognised(
     worker = start_worker(service.root, service.token("worker"), engine_socket=str(engine.socket))
     deaths = 0
     while worker.process.poll() is None:
-        wait_for(lambda: engine.process.poll() is not None or worker.process.poll() is not None, 90)  # noqa: B023
+        wait_for(lambda: engine.process.poll() is not None or worker.process.poll() is not None, LOAD_SECONDS)  # noqa: B023
         if engine.process.poll() is not None:
             deaths += 1
             engine = start_engine(**ONE)
@@ -340,17 +363,15 @@ def test_what_is_held_is_given_back_when_no_engine_comes_any_more(
     pictures: Callable[..., Pictures],
     start_worker: WorkerStarter,
     start_engine: EngineStarter,
-    tmp_path: Path,
+    tuned: Callable[[str], Path],
 ) -> None:
     made = pictures({"a": [1, 2, engines.GATE], "b": [3]})
-    hasty = tmp_path / "hasty"
-    hasty.mkdir()
-    (hasty / "sitecustomize.py").write_text("import uworker.worker\nuworker.worker.ENGINE_AWAY_SECONDS = 1.0\n")
+    hasty = tuned("import uworker.worker\nuworker.worker.ENGINE_AWAY_SECONDS = 1.0\n")
     engine = start_engine(**ONE)
     worker = start_worker(
         service.root, service.token("worker"), once=False, python_path=hasty, engine_socket=str(engine.socket)
     )
-    wait_for(lambda: made.stored >= 2, 90)
+    wait_for(lambda: made.stored >= 2, LOAD_SECONDS)
     engine.kill()
     assert worker.wait(30) == 3, worker.log
     assert "there has been no engine for 1 s" in worker.log

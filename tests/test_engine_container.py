@@ -22,7 +22,7 @@ from uworker.snapshot.images import BuiltImage
 
 pytestmark = pytest.mark.timeout(1800)
 
-WAIT_SECONDS = 200.0
+WAIT_SECONDS = 400.0
 FEW = {"UWORKER_PROCESSES": "1", "UWORKER_THREADS_PER_PROCESS": "2"}
 
 
@@ -117,7 +117,7 @@ def test_an_engine_that_is_killed_costs_no_image_and_no_lease(apart: Snapshot, m
     attempts = [a for job in apart.admin.jobs("killed") for a in apart.admin.job("killed", job.id).attempts]
     assert {a.outcome for a in attempts} == {"completed"}
     assert len(attempts) == 3 * len(apart.directories)
-    assert log(machine, "worker").count("connected to the engine apart") == 2
+    wait_for(lambda: log(machine, "worker").count("connected to the engine apart") == 2, WAIT_SECONDS)
     assert "Traceback" not in log(machine, "worker") + log(machine, "engine")
     # Again: the worker leaves its engine in order, and both are new.
     before = [container(machine, service) for service in ("worker", "engine")]

@@ -19,13 +19,13 @@ from job_api.schemas import JobState
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, serving
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 from uworker.clouds import MAX_ANSWER_BYTES, Metadata, MetadataError
 from uworker.eviction import FAILURES_BEFORE_WARNING, Eviction
 
 PROJECT = "patents"
 MACHINE = "spot_7"
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 100.0
 GONE_SECONDS = 20.0
 
 
@@ -436,7 +436,7 @@ def evict(
 ) -> tuple[WorkerProcess, float]:
     """A worker in the middle of its jobs whose machine is taken away, and when that was."""
     worker = start_worker(service.root, service.token("worker"), once=False, eviction="auto", metadata_root=server.root)
-    wait_for(lambda: admin.project(PROJECT).images.stored >= 10, 90)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 10, LOAD_SECONDS)
     wait_for(lambda: "eviction notices are watched for" in worker.log, 10)
     metadata.evict()
     return worker, time.monotonic()

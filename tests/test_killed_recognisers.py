@@ -1,42 +1,51 @@
 """Recognisers killed again and again, as by a system that is out of memory: every image has its row, once."""
 
+import signal
 from collections import Counter
 
 import psutil
 
-from job_api.schemas import ProjectSettings
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 PROJECT = "patents"
-# An image that was in a dead process's hands is tried alone; it must not happen to be killed again just then.
-ROWS_BETWEEN_DEATHS = 60
+READY, KILLED = "a recogniser is ready", "exit -9, SIGKILL, possible out of memory"
+DEATHS = 4
 
 
 def test_recognisers_killed_in_the_middle_cost_no_image(
-    service: RunningService, long_corpus: Corpus, start_worker: WorkerStarter
+    service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
     admin = service.client("admin")
-    admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
-    directories = long_corpus.directories[:8]
-    smiles = {key: value for key, value in long_corpus.smiles.items() if key[0] in directories}
-    admin.add_jobs(PROJECT, directories)
-    worker = start_worker(service.root, service.token("worker"), processes="2", threads_per_process="1")
+    admin.put_project(PROJECT, paced_corpus.project)
+    admin.add_jobs(PROJECT, paced_corpus.directories)
+    plan = {"processes": "2", "threads_per_process": "1"}
+    worker = start_worker(service.root, service.token("worker"), once=False, **plan)
+
+    def completed() -> int:
+        return admin.project(PROJECT).jobs.completed
+
     killed: set[int] = set()
-    rows = 0
-    while rows + ROWS_BETWEEN_DEATHS < len(smiles):
-        wait_for(lambda: admin.project(PROJECT).images.stored >= rows + ROWS_BETWEEN_DEATHS, 120)  # noqa: B023
-        rows = admin.project(PROJECT).images.stored
-        busiest = max(worker.children(), key=lambda child: sum(child.cpu_times()[:2]))
-        killed.add(busiest.pid)
-        busiest.kill()
+    for deaths in range(DEATHS):
+        # The images that were in a dead process's hands are tried alone, once there is another: they are not to be
+        # killed again just then, and are through when more jobs have come to their end.
+        wait_for(lambda: worker.log.count(READY) >= 2 + deaths, LOAD_SECONDS)  # noqa: B023
+        before = completed()
+        wait_for(lambda: completed() > before)  # noqa: B023
+        victim = max(worker.children(), key=lambda child: child.pid)
+        killed.add(victim.pid)
+        victim.kill()
+        wait_for(lambda: worker.log.count(KILLED) == len(killed))
+    wait_for(lambda: completed() == len(paced_corpus.directories))
+    worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
-    assert len(killed) >= 3
-    assert worker.log.count("exit -9, SIGKILL, possible out of memory") == len(killed)
-    found = list(admin.results(PROJECT))
-    assert Counter((row["directory"], row["image"]) for row in found) == Counter(smiles.keys())
-    right = [row["smiles"] == smiles[row["directory"], row["image"]] for row in found]
-    assert all(right), worker.log
+    assert len(killed) == DEATHS
+    assert sum("possible out of memory" in line.message for line in admin.logs(level="error")) == DEATHS
+    rows = list(admin.results(PROJECT))
+    assert Counter((row["directory"], row["image"]) for row in rows) == Counter(paced_corpus.smiles.keys())
+    wrong = [row for row in rows if row["smiles"] != paced_corpus.smiles[row["directory"], row["image"]]]
+    assert wrong == [], worker.log
+    assert all(job.failures == 0 for job in admin.jobs(PROJECT))
     assert not [pid for pid in killed if psutil.pid_exists(pid)]
     service.assert_counters_equal_recount()

@@ -12,9 +12,12 @@ from job_api.client import ApiError, Client, LeaseLost, NotFound, Refused, Resul
 from job_api.schemas import JobState, LeaseStatus, LogLine, NewUser, ProjectSettings, Role
 from tests.plugins.holder import Holder, result
 from tests.plugins.service import RunningService, ServiceStarter
+from tests.serving import wait_for
 
 PROJECT = "patents"
-SHORT_LEASE = {"lease_seconds": 0.6, "heartbeat_seconds": 0.2, "sweep_seconds": 0.1}
+# Leases run out when a test says so (`expire_leases`), and back-offs do not end by themselves.
+SWEPT = pytest.mark.service(sweep_seconds=0.1, backoff_seconds=3600)
+PATIENT = pytest.mark.service(backoff_seconds=3600)
 
 
 @pytest.fixture
@@ -28,13 +31,6 @@ def with_jobs(service: RunningService, *directories: str, **settings: Any) -> Cl
     if directories:
         admin.add_jobs(PROJECT, list(directories))
     return admin
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def holder(service: RunningService) -> Holder:
@@ -75,35 +71,24 @@ def assert_shut_out(service: RunningService, stale: Holder, lease: Any, status: 
     service.assert_counters_equal_recount()
 
 
-@pytest.mark.service(**SHORT_LEASE)
+@SWEPT
 def test_a_worker_paused_past_its_lease_changes_nothing_once_another_has_claimed(
     service: RunningService, admin: Client
 ) -> None:
     stale, successor = holder(service), holder(service)
     lost = stale.one(PROJECT)
     stale.post(lost, "1.png")
+    service.expire_leases()
     wait_for(lambda: admin.project(PROJECT).jobs.queued == 1)
     held = successor.one(PROJECT)
     assert held.lease_seq == lost.lease_seq + 1
-    stop = threading.Event()
-
-    def keep_alive() -> None:
-        while not stop.wait(0.1):
-            successor.heartbeat(held)
-
-    # The successor's heartbeats change its row; they pause while the rows are compared.
-    thread = threading.Thread(target=keep_alive)
-    thread.start()
-    stop.set()
-    thread.join()
-    service.sql("UPDATE jobs SET lease_expires_at = now() + interval '1 hour'")
     assert_shut_out(service, stale, lost)
     assert successor.images_done(held) == ["1.png"]
     successor.complete(held, 2, "2.png")
     assert admin.job(PROJECT, held.job_id).state is JobState.COMPLETED
 
 
-@pytest.mark.service(**SHORT_LEASE)
+@SWEPT
 @pytest.mark.parametrize(
     "first_write", ["heartbeat", "results", "complete", "fail", "release", "images-done", "results-done"]
 )
@@ -112,6 +97,7 @@ def test_a_lease_nobody_claimed_again_comes_back_at_its_next_write_uncharged(
 ) -> None:
     worker = holder(service)
     lease = worker.one(PROJECT)
+    service.expire_leases()
     wait_for(lambda: admin.job(PROJECT, lease.job_id).state is JobState.QUEUED)
     assert admin.job(PROJECT, lease.job_id).failures == 1
     if first_write == "heartbeat":
@@ -128,18 +114,19 @@ def test_a_lease_nobody_claimed_again_comes_back_at_its_next_write_uncharged(
         assert worker.complete(lease, 1, "late.png").state is JobState.COMPLETED
 
 
-@pytest.mark.service(**SHORT_LEASE)
+@SWEPT
 def test_a_lease_that_expired_for_the_last_time_still_comes_back(service: RunningService) -> None:
     admin = with_jobs(service, "a", max_failures=1)
     worker = holder(service)
     lease = worker.one(PROJECT)
+    service.expire_leases()
     wait_for(lambda: admin.job(PROJECT, lease.job_id).state is JobState.FAILED)
     assert worker.complete(lease, 1, "1.png").state is JobState.COMPLETED
     assert admin.job(PROJECT, lease.job_id).failures == 0
     service.assert_counters_equal_recount()
 
 
-@pytest.mark.service(**SHORT_LEASE)
+@SWEPT
 @pytest.mark.parametrize("action", ["cancel", "force_release", "rerun"])
 def test_an_expired_lease_does_not_come_back_after_a_person_stepped_in(service: RunningService, action: str) -> None:
     admin = with_jobs(service, "a", max_failures=1 if action == "rerun" else 3)
@@ -149,6 +136,7 @@ def test_an_expired_lease_does_not_come_back_after_a_person_stepped_in(service: 
         admin.force_release(PROJECT, lease.job_id)
     else:
         state = JobState.FAILED if action == "rerun" else JobState.QUEUED
+        service.expire_leases()
         wait_for(lambda: admin.job(PROJECT, lease.job_id).state is state)
         getattr(admin, action)(PROJECT, lease.job_id)
     assert_shut_out(service, worker, lease)
@@ -205,6 +193,7 @@ def test_a_long_poll_is_woken_by_new_jobs(service: RunningService) -> None:
     assert [lease.directory for lease in answers[0]] == ["a"]
 
 
+@PATIENT
 def test_an_end_repeated_is_answered_again_and_another_end_is_refused(service: RunningService) -> None:
     admin = with_jobs(service, "a", "b", "c")
     worker = holder(service)
@@ -238,12 +227,13 @@ def test_a_lost_batch_followed_by_complete_is_found_out(service: RunningService,
     service.assert_counters_equal_recount()
 
 
+@PATIENT
 def test_failures_are_charged_and_the_last_one_fails_the_job(service: RunningService) -> None:
     admin = with_jobs(service, "a", max_failures=2)
     worker = holder(service)
     lease = worker.one(PROJECT)
     assert worker.fail(lease).state is JobState.WAITING
-    # Compared on one clock: a back-off may be a few milliseconds long.
+    # Compared on one clock.
     assert service.sql("SELECT due_at > ended_at AS later FROM jobs, attempts") == [{"later": True}]
     service.sql("UPDATE jobs SET state = 'queued', due_at = NULL")
     service.sql("UPDATE project_slots SET queued = queued + 1, waiting = waiting - 1 WHERE slot = 0")
@@ -256,6 +246,7 @@ def test_failures_are_charged_and_the_last_one_fails_the_job(service: RunningSer
     service.assert_counters_equal_recount()
 
 
+@PATIENT
 def test_an_attempt_that_stored_something_new_is_not_charged(service: RunningService) -> None:
     admin = with_jobs(service, "a", max_failures=1)
     worker = holder(service)
@@ -278,7 +269,7 @@ def test_a_failure_that_is_not_retryable_is_final(service: RunningService, admin
     assert admin.job(PROJECT, lease.job_id).reason == "no-images"
 
 
-@pytest.mark.service(backoff_seconds=3600)
+@PATIENT
 def test_releases_are_free_and_the_third_in_a_row_waits(service: RunningService, admin: Client) -> None:
     worker = holder(service)
     states = [worker.release(worker.one(PROJECT)).state for _ in range(3)]
@@ -288,7 +279,7 @@ def test_releases_are_free_and_the_third_in_a_row_waits(service: RunningService,
     service.assert_counters_equal_recount()
 
 
-@pytest.mark.service(sweep_seconds=0.1, backoff_seconds=0.01, lease_seconds=0.6, heartbeat_seconds=0.3)
+@pytest.mark.service(sweep_seconds=0.1, backoff_seconds=0.01)
 def test_a_job_in_back_off_is_queued_when_it_is_due(service: RunningService, admin: Client) -> None:
     worker = holder(service)
     assert worker.fail(worker.one(PROJECT)).state is JobState.WAITING
@@ -296,12 +287,13 @@ def test_a_job_in_back_off_is_queued_when_it_is_due(service: RunningService, adm
     service.assert_counters_equal_recount()
 
 
-@pytest.mark.service(**SHORT_LEASE)
+@SWEPT
 def test_a_directory_that_kills_its_workers_fails_in_the_end(service: RunningService) -> None:
     admin = with_jobs(service, "poison", max_failures=2)
     for _ in range(2):
         wait_for(lambda: admin.project(PROJECT).jobs.queued == 1)
         lease = holder(service).one(PROJECT)
+        service.expire_leases()
     wait_for(lambda: admin.project(PROJECT).jobs.failed == 1)
     job = admin.job(PROJECT, lease.job_id)
     assert job.reason == "lease-expired"
@@ -375,6 +367,7 @@ def test_a_paused_project_hands_nothing_out_and_running_work_finishes(service: R
     assert worker.one(PROJECT).directory == "b"
 
 
+@PATIENT
 def test_an_empty_claim_says_how_many_jobs_shall_still_be_done(service: RunningService) -> None:
     admin = with_jobs(service, "a", "b")
     worker = holder(service)
@@ -442,11 +435,12 @@ def test_a_forced_release_shuts_out_a_lease_that_has_just_expired(service: Runni
     assert_shut_out(service, worker, lease)
 
 
-@pytest.mark.service(**SHORT_LEASE)
+@SWEPT
 def test_a_goodbye_gives_back_all_leases_though_some_have_run_out(service: RunningService) -> None:
     admin = with_jobs(service, "a", "b", "c")
     leaving = holder(service)
     leases = leaving.claim(PROJECT, max_jobs=3)
+    service.expire_leases()
     wait_for(lambda: admin.project(PROJECT).jobs.queued == 3)
     taken = holder(service).one(PROJECT)
     assert taken.job_id == leases[0].job_id

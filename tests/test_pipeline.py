@@ -8,7 +8,7 @@ from tests import engines
 from tests.engines import picture
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 from uworker.worker import MOST_HELD
 
 PROJECT = "patents"
@@ -38,7 +38,7 @@ def test_small_directories_are_claimed_several_at_once_and_few_are_held(
         held.add(jobs.claimed)
         return jobs.unfinished == 0
 
-    wait_for(finished, 120)
+    wait_for(finished, LOAD_SECONDS)
     assert worker.wait() == 0, worker.log
     assert admin.project(PROJECT).jobs.completed == SMALL_DIRECTORIES
     assert max(held) <= 2 * MOST_HELD
@@ -63,7 +63,7 @@ def test_directories_of_one_image_fill_the_batches_of_an_engine(
     admin.add_jobs(PROJECT, names)
     worker = start_worker(service.root, service.token("worker"), processes="1", threads_per_process="1")
     # Two batches are in hand, and some images read ahead.
-    wait_for(lambda: admin.project(PROJECT).jobs.claimed >= 2 * 8 + 1, 60)
+    wait_for(lambda: admin.project(PROJECT).jobs.claimed >= 2 * 8 + 1, LOAD_SECONDS)
     assert admin.project(PROJECT).jobs.claimed < len(names)
     gate.touch()
     assert worker.wait() == 0, worker.log

@@ -22,7 +22,7 @@ from uworker.keeper import Keeper
 from uworker.poster import MAX_SERVER_ERRORS, Poster
 from uworker.spool import Spool
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 100.0
 GOOD = {"status": "recognised", "smiles": "CCO"}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.replica import Replica, copy_home
+from uworker import download
 from uworker.prepared.choice import choose
 from uworker.prepared.files import (
     ABOUT,
@@ -179,7 +180,10 @@ def test_a_running_worker_goes_on_with_the_model_that_it_chose(home: Path, prepa
 
 
 @pytest.mark.parametrize("hand_drawn", [False, True])
-def test_a_prepared_model_alone_stands_for_its_weights(home: Path, *, hand_drawn: bool) -> None:
+def test_a_prepared_model_alone_stands_for_its_weights(
+    home: Path, *, hand_drawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_ATTEMPTS", 1)
     before = weights_of(home, hand_drawn=hand_drawn)
     for model in ("DECIMER_model", "DECIMER_HandDrawn_model"):
         (home / "DECIMER-V2" / model).rename(home / model)

@@ -17,7 +17,7 @@ from tests.plugins.replica import Replica, copy_home
 from uworker.prepared.files import Unusable, find_prepared, prepared_directory
 
 # The first of them may have to wait for the replica, which on a busy machine takes minutes.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 # Edits the models of homes, or not, and prepares them one after the other.
 _ASK = """

@@ -185,7 +185,7 @@ def package(drawn: dict[str, Pixels], tmp_path_factory: pytest.TempPathFactory) 
         env=os.environ | {"PYSTOW_HOME": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,13 +15,13 @@ from tests.engines import picture
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, ServiceStarter
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 PROJECT, OTHER = "patents", "others"
 AFTER = 5
-BEATING = pytest.mark.service(lease_seconds=5, heartbeat_seconds=0.3, sweep_seconds=0.2)
+BEATING = pytest.mark.service(lease_seconds=120, heartbeat_seconds=0.3, sweep_seconds=0.2)
 # Back-offs end when a test says so.
-PATIENT = pytest.mark.service(backoff_seconds=86_400)
+PATIENT = pytest.mark.service(backoff_seconds=86_400, sweep_seconds=3600)
 NOT_CHARGED = "why; not charged: the worker is quarantined"
 
 
@@ -437,7 +437,7 @@ def test_workers_that_fail_at_once_leave_the_counters_right(service: RunningServ
         thread.join()
     done.set()
     people.join()
-    wait_for(lambda: not service.sql("SELECT 1 FROM jobs WHERE state IN ('claimed', 'waiting') LIMIT 1"), 60)
+    wait_for(lambda: not service.sql("SELECT 1 FROM jobs WHERE state IN ('claimed', 'waiting') LIMIT 1"), LOAD_SECONDS)
     service.assert_counters_equal_recount()
     assert any("one after another" in line.message for line in admin.logs(level="error"))
     refunded = "SELECT count(*)::int AS n FROM attempts WHERE message LIKE '%not charged%'"
@@ -481,7 +481,7 @@ def test_a_worker_with_a_wrong_mount_costs_no_job(
 ) -> None:
     admin = submit(service, small_corpus)
     bad = start_worker(service.root, service.token("worker", fresh=True), once=False, source_root=wrong_root)
-    wait_for(lambda: any(worker.state == "quarantined" for worker in admin.workers()), 60)
+    wait_for(lambda: any(worker.state == "quarantined" for worker in admin.workers()), LOAD_SECONDS)
     wait_for(lambda: "is quarantined" in bad.log)
     [told] = admin.workers()
     assert told.reason is not None

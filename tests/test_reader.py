@@ -9,6 +9,7 @@ from job_api.client import ApiError, Client, LeaseLost, NotFound, Unreachable
 from tests.plugins.holder import LEASE
 from tests.scripted import Answer, problem, serving
 from tests.serving import wait_for
+from uworker import asking
 from uworker.away import MAX_FAULTS, Patience
 from uworker.holding import Holding
 from uworker.reader import Reader
@@ -41,8 +42,12 @@ def reader_of(root: str, source: Path, changed: threading.Event) -> tuple[Reader
         problem(401, "unauthenticated"),
     ],
 )
-def test_a_job_waits_until_it_is_known_which_of_its_images_are_done(images: Path, answer: Answer) -> None:
+def test_a_job_waits_until_it_is_known_which_of_its_images_are_done(
+    images: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job that failed for it would be charged for the service's absence."""
+    monkeypatch.setattr(asking, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(asking, "LOOK_AGAIN_SECONDS", 0.02)
     with serving([answer, Answer(body={"items": ["2.png"]})]) as server:
         reader, holding = reader_of(server.root, images, threading.Event())
         reader.start()

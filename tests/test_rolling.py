@@ -23,7 +23,7 @@ from job_api.schemas import NewToken, ProjectSettings, Role
 from job_api.settings import Settings
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, run
-from tests.serving import PROGRAM, Serving, environment, job_api, wait_for
+from tests.serving import LOAD_SECONDS, PROGRAM, Serving, environment, job_api, wait_for
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "patents"
@@ -33,7 +33,7 @@ IMAGES = ("1.png", "2.png")
 STRETCH = 30
 # With what the workers say that they made their rows; older code may know nothing of it.
 PREPARED = "ab" * 32
-SLOWEST_SECONDS = 15.0
+SLOWEST_SECONDS = 40.0
 READ = ("jobs", "results", "provenances", "attempts", "workers", "projects", "project_slots", "tokens")
 # The services' own connections have a name.
 MIGRATION_WAITS = """
@@ -128,7 +128,7 @@ class Load:
     def goes_on(self) -> None:
         """Wait until a stretch more is done."""
         wanted = len(self.completed) + STRETCH
-        wait_for(lambda: len(self.completed) >= wanted or self._errors, 60)
+        wait_for(lambda: len(self.completed) >= wanted or self._errors, LOAD_SECONDS)
         assert self._errors == []
 
     def stop(self) -> None:
@@ -184,7 +184,7 @@ def migrate_while_somebody_reads(data_dir: Path, url: str, load: Load) -> str:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_for(lambda: process.poll() is not None or database.sql(MIGRATION_WAITS), 60)
+        wait_for(lambda: process.poll() is not None or database.sql(MIGRATION_WAITS), LOAD_SECONDS)
         load.goes_on()
         end_reader()
         said, complained = process.communicate(timeout=120)

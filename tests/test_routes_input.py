@@ -143,29 +143,28 @@ def test_reserved_and_impossible_names_are_no_projects(stage: Stage) -> None:
     assert {word for word in taken if not word.startswith("{")} == RESERVED_PROJECT_NAMES
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "https://user:SECRET@host/images",
-        "https://host/images?sig=SECRET",
-        "az://container/images?sv=2024&sig=SECRET",
-        "s3://KEY:SECRET@bucket/images",
-        "abfss://container@SECRET.example.com/images",
-        "ftp://host/SECRET",
-        "images",
-    ],
+NOT_KEPT = (
+    "https://user:SECRET@host/images",
+    "https://host/images?sig=SECRET",
+    "az://container/images?sv=2024&sig=SECRET",
+    "s3://KEY:SECRET@bucket/images",
+    "abfss://container@SECRET.example.com/images",
+    "ftp://host/SECRET",
+    "images",
 )
-def test_a_source_with_a_credential_in_it_or_of_no_kind_is_neither_kept_nor_echoed(stage: Stage, source: str) -> None:
+
+
+def test_a_source_with_a_credential_in_it_or_of_no_kind_is_neither_kept_nor_echoed(stage: Stage) -> None:
     by_key = {operation.key: operation for operation in stage.operations}
     put, get = by_key["PUT /v4/{project}"], by_key["GET /v4/{project}"]
-    answer = stage.right_call(put, json={"source": source})
-    assert kind_of(answer) == "invalid-request"
-    put.check(answer)
-    assert "SECRET" not in answer.text
-    assert stage.right_call(get).json()["source"] != source
-    assert (
-        kind_of(stage.right_call(put, stage.path(put, project="another"), json={"source": source})) == "invalid-request"
-    )
+    another = stage.path(put, project="another")
+    for source in NOT_KEPT:
+        answer = stage.right_call(put, json={"source": source})
+        assert kind_of(answer) == "invalid-request", source
+        put.check(answer)
+        assert "SECRET" not in answer.text, source
+        assert stage.right_call(get).json()["source"] != source
+        assert kind_of(stage.right_call(put, another, json={"source": source})) == "invalid-request", source
     assert stage.right_call(get, stage.path(get, project="another")).status_code == 404
 
 

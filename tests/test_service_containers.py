@@ -24,7 +24,7 @@ from tests.containers.engine import Engine, install
 from tests.containers.installation import CLONE, Installation, copy_clone
 from tests.containers.namesakes import build_namesakes
 from tests.plugins.holder import Holder
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 # The first has the image built, for which Debian and PyPI are asked.
 pytestmark = pytest.mark.timeout(600)
@@ -287,7 +287,7 @@ def test_a_service_without_its_database_is_not_healthy(installation: Installatio
     [api], [database] = installation.containers("api"), installation.containers("db")
     installation.engine.docker("stop", database)
     try:
-        wait_for(lambda: installation.inspect(api, "{{.State.Health.Status}}") == "unhealthy", 60)
+        wait_for(lambda: installation.inspect(api, "{{.State.Health.Status}}") == "unhealthy", LOAD_SECONDS)
     finally:
         installation.engine.docker("start", database)
     wait_for(lambda: healthy(installation, api))
@@ -421,7 +421,7 @@ def test_a_restore_that_cannot_be_puts_back_what_there_was(
     exchanging = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER DATABASE%'"
     with installation.connected(), installation.begin("restore", str(good), "--yes") as restoring:
         try:
-            wait_for(lambda: installation.sql(exchanging) == "1", 120)
+            wait_for(lambda: installation.sql(exchanging) == "1", LOAD_SECONDS)
             os.killpg(restoring.pid, signal.SIGTERM)
             _, stderr = restoring.communicate(timeout=60)
         finally:

@@ -6,7 +6,7 @@ import time
 from job_api.schemas import ProjectSettings
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 
 PROJECT = "patents"
 
@@ -17,7 +17,7 @@ def working(service: RunningService, long_corpus: Corpus, start_worker: WorkerSt
     admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
     admin.add_jobs(PROJECT, long_corpus.directories)
     worker = start_worker(service.root, service.token("worker"), once=False)
-    wait_for(lambda: next(admin.results(PROJECT), None) is not None, 60)
+    wait_for(lambda: next(admin.results(PROJECT), None) is not None, LOAD_SECONDS)
     return worker
 
 

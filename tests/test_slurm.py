@@ -12,7 +12,7 @@ from job_api.client import Client
 from job_api.schemas import ProjectSettings
 from tests.plugins.fleet import Corpus
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 from tests.slurm import Cluster, NoSlurm, run_cluster
 
 PROJECT = "patents"
@@ -88,7 +88,7 @@ def test_an_array_of_two_does_all_directories_and_ends_when_the_queue_is_empty(
     admin = add(service, corpus.root, corpus.directories)
     log = tmp_path / "decimer-%a.log"
     job = cluster.submit("--array=1-2", *SMALL, f"--output={log}", str(SCRIPT), str(settings_file), str(VENV))
-    wait_for(lambda: cluster.ended(job), 90)
+    wait_for(lambda: cluster.ended(job), LOAD_SECONDS)
     logs = [(tmp_path / f"decimer-{number}.log").read_text() for number in (1, 2)]
     assert [(task.state, task.exit_code) for task in cluster.tasks(job)] == [("COMPLETED", "0:0")] * 2, logs
     rows = {(row["directory"], row["image"]): (row["status"], row["smiles"]) for row in admin.results(PROJECT)}
@@ -109,11 +109,11 @@ def test_a_cancelled_task_and_one_whose_time_is_over_give_back_what_they_hold(
         "--array=1-2", *SMALL, "--time=2", f"--output={log}", str(SCRIPT), str(settings_file), str(VENV)
     )
     held = "SELECT worker_id, count(*) FROM jobs WHERE state = 'claimed' GROUP BY worker_id"
-    wait_for(lambda: len(service.sql(held)) == 2 and next(admin.results(PROJECT), None) is not None, 60)
+    wait_for(lambda: len(service.sql(held)) == 2 and next(admin.results(PROJECT), None) is not None, LOAD_SECONDS)
     cluster.run("scancel", f"{job}_1")
     # Long before the leases would run out.
     wait_for(lambda: len(service.sql(held)) == 1, 25)
-    wait_for(lambda: cluster.ended(job), 90)
+    wait_for(lambda: cluster.ended(job), LOAD_SECONDS)
     logs = [(tmp_path / f"decimer-{number}.log").read_text() for number in (1, 2)]
     assert service.sql(held) == [], logs
     # Whom Slurm has to kill, for it did not end by itself, has another exit code.

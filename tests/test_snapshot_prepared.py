@@ -14,7 +14,7 @@ import pytest
 
 from job_api.schemas import ProjectSettings
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 from uworker.prepared.files import Prepared, find_prepared, prepared_directory
 from uworker.snapshot.cli import Wanted, _prepared
 from uworker.snapshot.preparing import AS_SHIPPED, cache_home, prepared_for
@@ -169,7 +169,7 @@ def test_a_build_that_is_ended_ends_the_making_and_leaves_nothing_half(shipped_h
         # It must not be through before it hears of it.
         making.suspend()
         build.terminate()
-        wait_for(lambda: is_pending(making.pid, signal.SIGTERM), 60)
+        wait_for(lambda: is_pending(making.pid, signal.SIGTERM), LOAD_SECONDS)
         making.resume()
         assert build.wait(90) != 0
     assert not making.is_running()

@@ -29,7 +29,7 @@ from job_api.schemas import NewToken, ProjectSettings, Role
 from tests.containers.compose import compose_plugin
 from tests.containers.engine import Engine, NoEngine, run_engine
 from tests.plugins.snapshots import PROJECT, SUBMITTERS_PASSWORD, Machine, Snapshot, open_folder, set_in
-from tests.serving import small_disk, wait_for
+from tests.serving import LOAD_SECONDS, small_disk, wait_for
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -194,7 +194,7 @@ def ready_to_work(snapshot: Snapshot, machine: Machine, project: str, copies: in
     changes = {"UWORKER_JOB_API_PROJECT": project, "UWORKER_JOB_API_TOKEN": snapshot.worker_token(project)}
     folder = machine.copy(snapshot, **changes, WORKER_MOUNT=f"'{snapshot.source.parent}'")
     machine.start(folder)
-    wait_for(lambda: snapshot.admin.project(project).images.stored > 0, 120)
+    wait_for(lambda: snapshot.admin.project(project).images.stored > 0, LOAD_SECONDS)
     [container] = machine.containers()
     return folder, container
 
@@ -215,7 +215,7 @@ def test_docker_stop_drains_within_the_grace_and_gives_the_jobs_back(snapshot: S
 def test_a_worker_that_is_killed_comes_back_and_the_project_ends_well(snapshot: Snapshot, machine: Machine) -> None:
     folder, container = ready_to_work(snapshot, machine, "killed", 3)
     os.kill(machine.inspect(container)["State"]["Pid"], signal.SIGKILL)
-    wait_for(lambda: machine.inspect(container)["RestartCount"] == 1, 60)
+    wait_for(lambda: machine.inspect(container)["RestartCount"] == 1, LOAD_SECONDS)
     wait_for(lambda: snapshot.admin.project("killed").jobs.unfinished == 0, 240)
     snapshot.assert_filled_done("killed", 3)
     assert machine.script(folder, "status").returncode == 0

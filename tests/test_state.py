@@ -22,7 +22,7 @@ from uworker.claimer import LONG_POLL_SECONDS
 from uworker.state import State, StateError, StateFile, WorkerReport, read_state
 
 PROJECT = "patents"
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 100.0
 
 
 def report(*, state: State = State.WORKING, images: int = 7, age_seconds: float = 0, doing: str = "") -> WorkerReport:

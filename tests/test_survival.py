@@ -1,10 +1,14 @@
 """Whatever is killed in the middle of a run, it ends with every image exactly once."""
 
+import re
 import signal
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -18,8 +22,9 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, run
 from tests.scripted import Asked, between
-from tests.serving import Serving, wait_for
+from tests.serving import LOAD_SECONDS, Serving, wait_for
 from uworker.spool import Spool, SpooledLease
+from uworker.worker import JOURNAL_SECONDS
 
 PROJECT = "patents"
 PACE: dict[str, str | int] = {"lease_seconds": 6, "heartbeat_seconds": 1, "sweep_seconds": 1, "backoff_seconds": 1}
@@ -68,33 +73,27 @@ def assert_counters_equal_recount(url: str) -> None:
     assert counters == recount
 
 
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def end_of(worker: WorkerProcess) -> None:
-    assert worker.wait(150) == 0, worker.log
-
-
-def test_recognisers_killed_again_and_again(data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter) -> None:
-    with Serving(data_dir, **PACE) as serving:
-        admin, token = submit(serving, paced_corpus)
-        worker = start_worker(serving.root, token)
-        for target in (10, 60, 120):
-            wait_for(lambda target=target: stored(admin) >= target and worker.children(), 120)  # type: ignore[misc]
-            worker.children()[0].send_signal(signal.SIGKILL)
-        end_of(worker)
-        assert_finished_and_right(admin, paced_corpus)
-        assert "possible out of memory" in worker.log
-        assert any("possible out of memory" in line.message for line in admin.logs(level="error"))
+    assert worker.wait() == 0, worker.log
 
 
 def test_the_worker_killed(data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter) -> None:
     with Serving(data_dir, **PACE) as serving:
         admin, token = submit(serving, paced_corpus)
         first = start_worker(serving.root, token)
-        wait_for(lambda: stored(admin) >= 30, 120)
+        wait_for(lambda: stored(admin) >= 30, LOAD_SECONDS)
         children = first.children()
         first.send(signal.SIGKILL)
-        first.process.wait(20)
+        first.process.wait(120)
         for child in children:
-            wait_for(lambda child=child: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)  # type: ignore[misc]
+            wait_for(lambda child=child: is_gone(child))  # type: ignore[misc]
         wait_for(lambda: admin.project(PROJECT).jobs.claimed == 0)
         second = start_worker(serving.root, token)
         end_of(second)
@@ -108,7 +107,7 @@ def test_the_service_killed(data_dir: Path, paced_corpus: Corpus, start_worker: 
     with Serving(data_dir, port=port, **PACE) as serving:
         admin, token = submit(serving, paced_corpus)
         worker = start_worker(serving.root, token)
-        wait_for(lambda: stored(admin) >= 30, 120)
+        wait_for(lambda: stored(admin) >= 30, LOAD_SECONDS)
         serving.kill()
         with Serving(data_dir, port=port, **PACE) as again:
             end_of(worker)
@@ -122,7 +121,7 @@ def test_the_database_killed(data_dir: Path, paced_corpus: Corpus, start_worker:
     with Serving(data_dir, **PACE) as serving:
         admin, token = submit(serving, paced_corpus)
         worker = start_worker(serving.root, token)
-        wait_for(lambda: stored(admin) >= 30, 120)
+        wait_for(lambda: stored(admin) >= 30, LOAD_SECONDS)
         killed = serving.postmaster
         killed.kill()
         end_of(worker)
@@ -147,17 +146,18 @@ def test_sigterm_is_obeyed_in_time_when_nobody_answers(
     with between(service.root, held) as server:
         plan = {"processes": "1", "threads_per_process": "1"}
         worker = start_worker(server.root, service.token("worker"), once=False, log_level="DEBUG", **plan)
-        wait_for(server.held.is_set, 120)
+        wait_for(server.held.is_set, LOAD_SECONDS)
         # From now on nothing is recognised: of the second job no row can lie on disk.
         for recogniser in worker.children():
             recogniser.suspend()
         admin.add_jobs(PROJECT, [many_images])
-        wait_for(lambda: f": {many_images}\n" in worker.log, 60)
+        wait_for(lambda: f": {many_images}\n" in worker.log, LOAD_SECONDS)
         silent.set()
-        asked_at = time.monotonic()
         worker.send(signal.SIGTERM)
-        assert worker.wait(20) == 0, worker.log
-        assert time.monotonic() - asked_at < 20
+        assert worker.wait(120) == 0, worker.log
+    # On its own clock and without the log's part, of which there is a bound as well.
+    [stopped_in] = re.findall(r"stopped in (\d+\.\d) s", worker.log)
+    assert float(stopped_in) + JOURNAL_SECONDS < 20
     assert [lease.lease.directory for lease in spooled(tmp_path / "spool")] == [one_image]
     assert "goodbye did not arrive" in worker.log, worker.log
     assert worker.children() == []
@@ -189,17 +189,20 @@ def test_what_stood_still_for_longer_than_a_lease_expires_nobody_on_its_return(d
         if stopped == "database":
             processes = [serving.postmaster, *serving.postmaster.children(recursive=True)]
         for process in processes:
-            process.suspend()
+            # Some come and go.
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
         try:
             if stopped == "service":
                 url = f"postgresql:///job_api?host={data_dir / 'postgresql'}&user=postgres"
-                wait_for(lambda: overdue_seconds(url) > 1, 60)
+                wait_for(lambda: overdue_seconds(url) > 1, LOAD_SECONDS)
             else:
-                wait_for(lambda: "lost contact" in serving.log and time.monotonic() > began + 9, 60)
+                wait_for(lambda: "lost contact" in serving.log and time.monotonic() > began + 9, LOAD_SECONDS)
         finally:
             for process in reversed(processes):
-                process.resume()
-        wait_for(lambda: serving.get("/readyz").status_code == 200, 60)
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+        wait_for(lambda: serving.get("/readyz").status_code == 200, LOAD_SECONDS)
         # A dozen sweeps, none of which may judge the lease yet.
         returned = time.monotonic()
         while time.monotonic() < returned + 1.5:
@@ -208,7 +211,7 @@ def test_what_stood_still_for_longer_than_a_lease_expires_nobody_on_its_return(d
         with holder.client:
             assert holder.status_of(lease) is LeaseStatus.HELD
         # But the watch goes on, and a holder that is silent from now on loses the job.
-        wait_for(lambda: admin.project(PROJECT).jobs.queued == 1, 60)
+        wait_for(lambda: admin.project(PROJECT).jobs.queued == 1, LOAD_SECONDS)
 
 
 def spooled(directory: Path) -> list[SpooledLease]:
@@ -242,14 +245,14 @@ def test_results_outlive_the_service_and_the_worker_that_made_them(
     with Serving(data_dir, port=port, **PACE) as serving:
         admin, token = submit(serving, paced_corpus)
         first = start_worker(serving.root, token)
-        wait_for(lambda: stored(admin) >= 30, 120)
+        wait_for(lambda: stored(admin) >= 30, LOAD_SECONDS)
         before = stored(admin)
         worker_ids = {worker.id for worker in admin.workers()}
         serving.kill()
         # Recognition goes on: a job comes to its end while nobody can be told.
-        wait_for(lambda: "is done; that is kept" in first.log, 120)
+        wait_for(lambda: "is done; that is kept" in first.log, LOAD_SECONDS)
         first.send(end)
-        assert first.process.wait(20) == (0 if end is signal.SIGTERM else -signal.SIGKILL)
+        assert first.process.wait(120) == (0 if end is signal.SIGTERM else -signal.SIGKILL)
         left = spooled(tmp_path / "spool")
         assert sum(lease.row_count for lease in left) > 0
         with Serving(data_dir, port=port, **PACE) as again:
@@ -267,40 +270,49 @@ def test_results_outlive_the_service_and_the_worker_that_made_them(
         serving.process.returncode = 0
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
 def test_recognition_pauses_when_the_spool_is_full_and_goes_on_when_the_service_is_back(
-    data_dir: Path, long_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path
+    data_dir: Path, paced_corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path
 ) -> None:
-    whole = long_corpus.root / "whole"
+    whole = paced_corpus.root / "whole"
     whole.mkdir()
-    for directory in long_corpus.directories[:10]:
-        (whole / directory).symlink_to(long_corpus.root / directory, target_is_directory=True)
+    for directory in paced_corpus.directories:
+        (whole / directory).symlink_to(paced_corpus.root / directory, target_is_directory=True)
+    images, tally = len(paced_corpus.smiles), tmp_path / "tally"
     port = free_port()
+
+    def recognised() -> int:
+        return len(tally.read_text().split())
+
     with Serving(data_dir, port=port, **PACE) as serving:
         admin = serving.client(retry_seconds=60)
-        admin.put_project(PROJECT, ProjectSettings(source=long_corpus.source))
+        options = paced_corpus.engine_options | {"tally": str(tally)}
+        admin.put_project(PROJECT, paced_corpus.project.model_copy(update={"engine_options": options}))
         admin.add_jobs(PROJECT, ["whole"])
         token = admin.new_token(NewToken(name="w", role=Role.WORKER)).token
-        worker = start_worker(serving.root, token, spool_bytes="40000", processes="1")
-        wait_for(lambda: stored(admin) >= 10, 120)
+        plan = {"spool_bytes": "40000", "processes": "1", "threads_per_process": "1"}
+        worker = start_worker(serving.root, token, **plan)
+        wait_for(lambda: stored(admin) >= 10, LOAD_SECONDS)
         serving.kill()
-        wait_for(lambda: "recognition pauses" in worker.log, 120)
-        [recogniser] = worker.children()
-        wait_for(lambda: recogniser.cpu_percent(interval=0.5) < 5, 60)
-        paused_at = cpu_seconds(recogniser)
+        wait_for(lambda: "recognition pauses" in worker.log)
+        # What is in its hands is a handful; then nothing more is begun.
+        wait_for(partial(stands_still, recognised))
+        paused_at = recognised()
+        assert paused_at < images
         with Serving(data_dir, port=port, **PACE) as again:
-            # More than its end would take: it has most of the images still before it.
-            wait_for(lambda: cpu_seconds(recogniser) > paused_at + 1.5, 60)
+            wait_for(lambda: recognised() > paused_at)
             end_of(worker)
             admin = again.client()
-            assert admin.project(PROJECT).images.stored == 10 * 42
+            assert admin.project(PROJECT).images.stored == images
             assert admin.project(PROJECT).jobs.completed == 1
             assert all(job.failures == 0 for job in admin.jobs(PROJECT))
         serving.process.returncode = 0
     assert worker.log.count("recognition pauses") == 1
     assert "recognition goes on" in worker.log
     assert list((tmp_path / "spool").glob("*.spool*")) == []
+
+
+def stands_still(count: Callable[[], int]) -> bool:
+    """Whether nothing is counted for as long as an engine of 0.04 s takes for dozens."""
+    before = count()
+    time.sleep(2)
+    return count() == before

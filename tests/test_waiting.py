@@ -24,7 +24,7 @@ from job_api.sweeper import sweep
 from job_api.waiting import WaitingRoom
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, ServiceStarter, run
-from tests.serving import Serving, wait_for
+from tests.serving import LOAD_SECONDS, Serving, wait_for
 
 PROJECT = "patents"
 CHANNEL = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'job-api-notices'"
@@ -210,7 +210,7 @@ def claims(service: RunningService, count: int) -> Iterator[list[bytes]]:
     thread = threading.Thread(target=asyncio.run, args=(all_of_them(),))
     thread.start()
     try:
-        wait_for(lambda: service.waiting == count, 60)
+        wait_for(lambda: service.waiting == count, LOAD_SECONDS)
         yield answers
     finally:
         stop.set()
@@ -233,7 +233,7 @@ def test_many_waiting_claims_hold_no_connection_and_do_not_all_run_for_one_job(
         wait_for(lambda: service.waiting == 399)
         assert transactions(service) - before < 300, "399 claims looked for a job that was gone"
         admin.add_jobs(PROJECT, [f"many {number}" for number in range(300)])
-        wait_for(lambda: len(answers) == 301, 60)
+        wait_for(lambda: len(answers) == 301, LOAD_SECONDS)
         wait_for(lambda: service.waiting == 99)
         assert set(answers) == {b"HTTP/1.1 200 OK"}
     # Those that hung up got nothing.

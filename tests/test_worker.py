@@ -19,7 +19,7 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.replica import copy_home
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import LOAD_SECONDS, wait_for
 from uworker.demo.samples import draw_awkward
 
 PROJECT = "patents"
@@ -239,7 +239,7 @@ def test_a_recogniser_that_is_started_later_takes_no_other_weights(
     admin = submit(service, long_corpus, *long_corpus.directories[:8])
     settings = {"weights_home": str(home), "processes": "1", "threads_per_process": "1"}
     worker = start_worker(service.root, service.token("worker"), **settings)
-    wait_for(lambda: admin.project(PROJECT).images.stored >= 20, 60)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 20, LOAD_SECONDS)
     model = home / "DECIMER-V2" / "DECIMER_model"
     (model / "of another version").touch()
     [recogniser] = worker.children()
@@ -277,7 +277,7 @@ def test_sigterm_posts_what_is_finished_and_gives_back_the_rest(
 ) -> None:
     admin = submit(service, long_corpus)
     worker = start_worker(service.root, service.token("worker"), once=False)
-    wait_for(lambda: admin.project(PROJECT).images.stored >= 20, 90)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 20, LOAD_SECONDS)
     children = worker.children()
     asked_at = time.monotonic()
     worker.send(signal.SIGTERM)
@@ -301,7 +301,7 @@ def test_a_worker_paused_past_its_lease_leaves_the_job_to_its_successor(
 ) -> None:
     admin = submit(service, long_corpus, *long_corpus.directories[:5])
     paused = start_worker(service.root, service.token("worker"), once=False)
-    wait_for(lambda: admin.project(PROJECT).images.stored >= 5, 90)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 5, LOAD_SECONDS)
     paused.send(signal.SIGSTOP)
     wait_for(lambda: admin.project(PROJECT).jobs.claimed == 0)
     work(service, start_worker)
@@ -355,7 +355,7 @@ def test_no_secret_is_in_a_command_line_a_childs_environment_or_a_log(
     admin = submit(service, long_corpus)
     token = service.token("worker", fresh=True)
     worker = start_worker(service.root, token, once=False, log_level="DEBUG")
-    wait_for(lambda: admin.project(PROJECT).images.stored >= 5, 90)
+    wait_for(lambda: admin.project(PROJECT).images.stored >= 5, LOAD_SECONDS)
     [child, *_] = worker.children()
     assert token not in " ".join(child.cmdline())
     assert token not in Path(f"/proc/{child.pid}/environ").read_text()

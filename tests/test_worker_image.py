@@ -27,7 +27,7 @@ from uworker.snapshot.tree import CODE, RECIPE, code_files
 from uworker.weights import Weights, find_weights
 
 PROJECT = "patents"
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 600.0
 HARDENED = (
     "--read-only",
     "--cap-drop=ALL",

@@ -16,7 +16,7 @@ from uworker.state import read_state
 
 PROJECT = "patents"
 BEATING = pytest.mark.service(lease_seconds=5, heartbeat_seconds=0.3, sweep_seconds=0.3)
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = 100.0
 PASSWORD = "a password of some length"
 
 

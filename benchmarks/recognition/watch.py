@@ -10,7 +10,7 @@ import psutil
 
 from benchmarks.machine import Sampling, processor_seconds
 
-SAMPLE_SECONDS = 1.0
+FIRST_SAMPLE_SECONDS, SAMPLE_SECONDS = 0.1, 1.0
 # The kernel takes 40 ms of a core to say how much of 2 GB is shared, and the process may have to wait for it. So that
 # is asked only when there is more resident memory, by this factor, than ever before: in loading, and hardly later.
 NEW_HIGH = 1.01
@@ -56,7 +56,7 @@ def shared_once_bytes(processes: list[psutil.Process]) -> int:
 
 @dataclass
 class Watch(Sampling):
-    """Samples once a second, from when it is opened until it is closed or the processes are gone.
+    """Samples once a second, more often at first, from when it is opened until it is closed or the processes are gone.
 
     Args:
         pids: the processes that are watched, each with all below it. A callable, for they may come one after another.
@@ -89,7 +89,7 @@ class Watch(Sampling):
     def _watch(self) -> None:
         # What a process used is not forgotten when it ends.
         used: dict[int, float] = {}
-        over = False
+        over, interval = False, FIRST_SAMPLE_SECONDS
         while True:
             machine = psutil.cpu_times()
             idle = machine.idle + getattr(machine, "iowait", 0.0)
@@ -106,7 +106,8 @@ class Watch(Sampling):
             if over:
                 return
             # One more at the end, so that every moment has samples around it.
-            over = self._over.wait(SAMPLE_SECONDS)
+            over = self._over.wait(interval)
+            interval = min(interval * 2, SAMPLE_SECONDS)
 
     def _weigh(self, processes: list[psutil.Process]) -> None:
         resident = 0

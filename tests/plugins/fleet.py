@@ -16,7 +16,7 @@ from job_api.schemas import ProjectSettings
 from tests import engines
 from tests.plugins.model import DrawnSamples
 
-END_SECONDS = 120.0
+END_SECONDS = 400.0
 
 
 @dataclass

@@ -133,6 +133,8 @@ class Engine:
 
     def _end(self) -> None:
         """Finish nothing; the worker sends what is unanswered to the next engine."""
+        # First: whoever is sent away comes back at once, and is not to be let in again.
+        self._door.close()
         if (session := self._session) is not None:
             if self._signals:
                 log.info("the engine ends; what it has in its hands is left to the next")
@@ -140,7 +142,6 @@ class Engine:
             # Else it fails, maybe of an image, and is to be counted like any other death.
             self._forward.wire = None
             session.wire.close(FAREWELL_SECONDS)
-        self._door.close()
         self._crew.stop(grace_seconds=0)
         log.info("the engine has ended")
 
