@@ -16,7 +16,7 @@ from tests.containers.engine import NoEngine, install
 from tests.serving import LOAD_SECONDS, wait_for
 
 CORES = 2
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 # Two tasks of one core each have a core of their own, as task/affinity binds them. What a job was is remembered for
 # five minutes, so that no accounting database is needed.

@@ -26,6 +26,13 @@ WAIT_SECONDS = 100.0
 GOOD = {"status": "recognised", "smiles": "CCO"}
 
 
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits as long as it does where machines are far away."""
+    monkeypatch.setattr("uworker.holding.MAX_BATCH_AGE_SECONDS", 0.3)
+    monkeypatch.setattr("uworker.poster.RETRY_SECONDS", 0.3)
+
+
 class Service:
     """Stores rows by image; what it refuses and how long it is away is up to the test."""
 

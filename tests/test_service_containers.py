@@ -53,7 +53,7 @@ print(sum(map(float, counts)))
 # A service that answers at once, but wrongly, and ends.
 BROKEN = """#!/bin/sh
 [ "$1" != migrate ] || exec /opt/venv/bin/python3 -m job_api migrate
-timeout 3 /opt/venv/bin/python3 -m http.server 8800
+timeout 1 /opt/venv/bin/python3 -m http.server 8800
 exit 1
 """
 
@@ -167,8 +167,8 @@ def test_a_waiting_claim_gets_its_job_and_one_that_hung_up_gets_none(
     with installation.http(token) as client:
         claim = {"worker_id": "impatient", "claim_key": "k", "wait_seconds": 50}
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/v4/empty/claim", json=claim, timeout=1)
-    adding = threading.Timer(1, admin.add_jobs, ("empty", ["late"]))
+            client.post("/v4/empty/claim", json=claim, timeout=httpx.Timeout(60, read=1))
+    adding = threading.Timer(3, admin.add_jobs, ("empty", ["late"]))
     adding.start()
     [lease] = worker.claim("empty", wait_seconds=20)
     adding.join()

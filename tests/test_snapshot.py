@@ -272,8 +272,11 @@ def test_an_engine_apart_is_confined_as_the_worker_and_told_nothing_but_its_sett
     assert (gpu["runtime"], gpu["environment"]["NVIDIA_VISIBLE_DEVICES"]) == ("nvidia", "${NVIDIA_VISIBLE_DEVICES:-}")
 
 
-def test_a_disk_must_have_room_for_both_images(tmp_path: Path) -> None:
-    free = shutil.disk_usage(tmp_path).free
+def test_a_disk_must_have_room_for_both_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    # Others make room and take it.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    free = usage.free
     half = replace(IMAGE, size_bytes=free * 2 // 3)
     folder.require_room(tmp_path, folder.Images(half))
     with pytest.raises(SnapshotError, match="make room"):

@@ -57,6 +57,7 @@ def state_in(path: Path) -> State | None:
         return None
 
 
+@pytest.mark.service(heartbeat_seconds=1)
 def test_a_worker_tells_from_its_start_to_its_end_what_it_does(
     service: RunningService, corpus: Corpus, start_worker: WorkerStarter, tmp_path: Path
 ) -> None:

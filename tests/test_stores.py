@@ -201,7 +201,8 @@ def test_directories_are_found_without_looking_into_them(
 def test_a_long_listing_comes_in_pages_and_in_the_order_of_its_keys(s3_bucket: Bucket, set_environment: Setter) -> None:
     names = [f"d/{number:05}.png" for number in range(1_203)] + ["d/a/x.png", "d/a-b.png", "d/a.png"]
     s3_bucket.fill(dict.fromkeys(names, b""))
-    listing = opened(s3_bucket, set_environment).objects("d")
+    set_environment(s3_bucket.environment)
+    listing = open_store(s3_bucket.url).objects("d")
     assert next(listing).key == "d/00000.png"
     assert ["d/00000.png", *(found.key for found in listing)] == sorted(names)
 
@@ -238,7 +239,7 @@ def test_what_is_written_in_pieces_goes_in_parts_that_are_large_and_may_take_the
     store.write("pieces", (bytes(10 << 20) for _ in range(7)))
     assert relay.count(r"^PUT .*(partNumber=|comp=block(&|$))") == 2
     relay.delay_seconds = 0.0
-    assert store.read("pieces", 1) == 70 << 20
+    assert open_store(bucket.url).read("pieces", 1) == 70 << 20
 
 
 def test_what_is_not_written_to_its_end_is_not_written_at_all(bucket: Bucket, store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import engines
 from tests.engines import picture
-from tests.plugins.recognisers import Supervise, Watched, most_at_work, noted
+from tests.plugins.recognisers import Supervise, Watched, begun, most_at_work, noted
 from uworker.child import Child
 from uworker.machine import WINDOW_SECONDS, Load, Machine
 from uworker.pacer import Pacer
@@ -64,7 +64,7 @@ def test_a_limit_holds_for_all_processes_together(supervise: Supervise, tmp_path
     most = 0
     while len(watched.finished) < 12:
         most = max(most, sum(in_hands(watched)))
-        watched.reports += watched.supervisor.poll(0.5)
+        watched.reports += watched.supervisor.poll(0.05)
     assert most == most_at_work(tmp_path / "work") == 3
 
 
@@ -79,6 +79,7 @@ def test_under_a_limit_batches_fill_and_no_more_threads_are_at_work(supervise: S
     watched.submit(*[engines.GATE] * 3, *[STAYS] * 21)
     assert watched.supervisor.free_slots() == 0
     assert sorted(in_hands(watched)) == [1, 2], "nobody could keep others from being taken up"
+    watched.poll_until(lambda: begun(work) == 3)
     gate.touch()
     assert {row["status"] for row in watched.finish(24).values()} == {"recognised"}
     # Of 21, 17, 13, 9 … that wait, a third, at most four; the last two go alone.
@@ -138,10 +139,12 @@ def test_one_that_was_lowered_holds_for_what_comes_after_it(supervise: Supervise
     options = {"max_batch": 4, "gate": str(tmp_path / "gate"), "work": str(work), "seconds": 0.02}
     watched = supervise(processes=2, threads=2, options=options)
     watched.wait_ready(2)
-    watched.submit(*[engines.GATE] * 4, *[STAYS] * 28)
+    # Whichever of them have their batches first, the threads are at work together.
+    watched.submit(*[engines.GATE] * 32)
     assert in_hands(watched) == [16, 16]
     watched.supervisor.resize(2, 2)
     assert watched.supervisor.free_slots() == 0
+    watched.poll_until(lambda: begun(work) == 4)
     (tmp_path / "gate").touch()
     watched.poll_until(lambda: watched.supervisor.free_slots() > 0)
     for task_id in range(32, 80):

@@ -500,7 +500,7 @@ def test_what_a_server_asks_one_job_to_wait_holds_for_all_and_is_bounded() -> No
 def test_who_waits_as_a_server_asks_is_woken_when_the_source_is_closed() -> None:
     with serving(page("x", 429, Retry_After="3600")) as (server, source), ThreadPoolExecutor(1) as pool:
         read = pool.submit(source.read, ImageFile("a.png", server.url + "/set/job/a.png"))
-        wait_for(lambda: server.seen)
+        wait_for(lambda: source._server._turn._not_before > 0)
         source.close()
         with pytest.raises(StorageFault, match="closed"):
             read.result(10)

@@ -86,8 +86,13 @@ def test_the_service_shows_what_a_workers_machine_does(
     assert load.cpu_percent is not None
     assert 0 < load.cpu_percent <= 100
     assert load.memory_percent is not None
-    machine = read_machine()
-    assert load.memory_percent == pytest.approx(100 * machine.memory_used_bytes / machine.memory_bytes, abs=15)
+
+    def is_the_machines() -> bool:
+        machine, told = read_machine(), load_of(admin).memory_percent
+        return bool(told == pytest.approx(100 * machine.memory_used_bytes / machine.memory_bytes, abs=15))
+
+    # Its figure is of some seconds, in which other programs come and go.
+    wait_calmly(is_the_machines, lambda: load_of(admin))
 
 
 @BEATING

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests import engines
+from tests.plugins.fleet import running_children
 from tests.serving import wait_for
 
 
@@ -33,10 +34,7 @@ class EngineProcess:
 
     def children(self) -> list[psutil.Process]:
         """The recogniser processes that run now."""
-        try:
-            return [p for p in self.process.children() if p.status() != psutil.STATUS_ZOMBIE]
-        except psutil.NoSuchProcess:
-            return []
+        return running_children(self.process.pid)
 
     def wait_listening(self) -> "EngineProcess":
         wait_for(lambda: "listening at" in self.log or self.process.poll() is not None)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ from tests import engines
 from tests.plugins.model import DrawnSamples
 
 END_SECONDS = 400.0
+
+
+def running_children(pid: int) -> list[psutil.Process]:
+    """Children that have not ended."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child)
+    return found
 
 
 @dataclass
@@ -33,10 +45,7 @@ class WorkerProcess:
 
     def children(self) -> list[psutil.Process]:
         """The recogniser processes that run now."""
-        try:
-            return [p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
-        except psutil.NoSuchProcess:
-            return []
+        return running_children(self.process.pid)
 
     def wait(self, seconds: float = END_SECONDS) -> int:
         """Wait for its end; returns the exit code."""

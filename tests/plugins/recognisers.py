@@ -32,7 +32,7 @@ class Watched:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not done():
             assert time.monotonic() < deadline, (self.reports, self.logs, self.lines)
-            self.reports += self.supervisor.poll(0.5)
+            self.reports += self.supervisor.poll(0.05)
             self.pids |= set(self.supervisor.pids())
 
     def wait_ready(self, processes: int = 1) -> None:
@@ -102,6 +102,11 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
 def noted(path: Path) -> list[list[int]]:
     """The codes of each batch that the engine has had."""
     return [[int(code) for code in line.split()] for line in path.read_text().splitlines()]
+
+
+def begun(path: Path) -> int:
+    """How often a thread has begun with images."""
+    return path.read_text().count("+") if path.exists() else 0
 
 
 def most_at_work(path: Path, code: int | None = None) -> int:
