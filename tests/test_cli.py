@@ -13,9 +13,12 @@ from typer.testing import CliRunner, Result
 
 from job_api import schemas
 from job_api.cli import app
+from job_api.cli.projects import SHIPPED_ENGINES
 from job_api.client import Client, Refused
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, serving
+from uworker.commands import OSRA
+from uworker.engines import _LOADERS
 
 ENGINE = schemas.EngineRun(weights="miniature")
 COMMANDS = [
@@ -205,6 +208,10 @@ def test_settings_of_a_project_are_shown_and_changed(service: RunningService) ->
     assert "--image-include '' removes all patterns and stands alone" in mixed
     assert "priority: Input should be less" in failure("project", "patents", "--priority", 5000, service=service)
     assert "HTTP 403" in failure("project", "patents", "--pause", service=service, role="read")
+
+
+def test_the_engines_that_need_no_note_are_those_that_workers_have() -> None:
+    assert {*_LOADERS, OSRA} == set(SHIPPED_ENGINES)
 
 
 def test_status_as_json(patents: RunningService) -> None:

@@ -20,6 +20,7 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, serving
 from tests.serving import LOAD_SECONDS, wait_for
+from uworker import eviction
 from uworker.clouds import MAX_ANSWER_BYTES, Metadata, MetadataError
 from uworker.eviction import FAILURES_BEFORE_WARNING, Eviction
 
@@ -392,6 +393,29 @@ def test_outside_of_a_cloud_nothing_is_said_and_nothing_asked_again(
     assert not any(r.levelno > logging.DEBUG for r in caplog.records if r.name.startswith("uworker"))
 
 
+def test_a_cloud_that_answers_late_at_first_is_asked_again(watch: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has just started and is busy."""
+    monkeypatch.setattr(eviction, "MEET_SECONDS", 0.5)
+    awake, metadata = threading.Event(), GcpMetadata("TRUE")
+    asleep = iter([True, True])
+
+    def answer(asked: Asked) -> Answer:
+        if "Metadata-Flavor" in asked.headers and next(asleep, False):
+            awake.wait(60)
+        return metadata(asked) if "Metadata-Flavor" in asked.headers else Answer(404)
+
+    with serving(answer) as server:
+        try:
+            assert "preempted" in watch("auto", server).notice
+        finally:
+            awake.set()
+        assert [asked.path.split("/")[1] for asked in server.asked][:5] == [
+            "metadata",
+            "latest",
+            *["computeMetadata"] * 3,
+        ]
+
+
 def test_a_network_that_answers_everything_with_a_page_is_no_cloud(watch: Watcher) -> None:
     with serving([Answer(200, "<html>Please log in</html>")]) as server:
         watched = watch("auto", server)
@@ -437,7 +461,7 @@ def evict(
     """A worker in the middle of its jobs whose machine is taken away, and when that was."""
     worker = start_worker(service.root, service.token("worker"), once=False, eviction="auto", metadata_root=server.root)
     wait_for(lambda: admin.project(PROJECT).images.stored >= 10, LOAD_SECONDS)
-    wait_for(lambda: "eviction notices are watched for" in worker.log, 10)
+    wait_for(lambda: "eviction notices are watched for" in worker.log)
     metadata.evict()
     return worker, time.monotonic()
 

@@ -206,9 +206,9 @@ def test_the_export_never_runs_past_a_writer_that_has_not_committed(
     blocker.start()
     blocked.wait()
     slow.start()
-    writers = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
-    while not service.sql(writers):
-        pass
+    # Those of two keys are of the sweep.
+    writers = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+    wait_for(lambda: service.sql(writers))
     service.sql(insert, second.job_id, "fast.png")
     images, newer = next_since(admin, since)
     assert images == [], "the fast row lies behind one that is not there yet"
@@ -455,8 +455,11 @@ def test_downloads_lose_and_repeat_nothing_while_rows_are_added_and_replaced(
         for writer in writers:
             writer.start()
         try:
-            for _ in range(4):
-                rows += client.results(PROJECT, since=rows[-1]["seq"] if rows else 0)
+            rows += client.results(PROJECT)
+            replaced = "SELECT 1 FROM results WHERE run > 1 AND seq > $1 LIMIT 1"
+            wait_for(lambda: service.sql(replaced, rows[-1]["seq"]))
+            for _ in range(3):
+                rows += client.results(PROJECT, since=rows[-1]["seq"])
         finally:
             stop.set()
             for writer in writers:

@@ -182,6 +182,7 @@ def test_what_is_cut_off_is_said(
     service: RunningService, admin: Client, worker: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(admin, worker, PROJECT)
+    monkeypatch.setattr(failures, "BUDGET_SECONDS", 60.0)
     monkeypatch.setattr(failures, "COUNTED_FIRST", 2)
     found = [(one.count, one.exact) for one in admin.failures(PROJECT).items]
     assert found == [(1, True), (1, True), (1, True), (2, True), (2, True), (8, True)], "counted on"

@@ -185,7 +185,10 @@ def test_this_machines_own_files_are_understood() -> None:
 # --- means ---
 
 
-def test_the_mean_of_a_group_is_that_of_the_last_seconds(version_2: Kernel) -> None:
+def test_the_mean_of_a_group_is_that_of_the_last_seconds(version_2: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever the machine does meanwhile.
+    monkeypatch.setattr("uworker.machine._busy_seconds", lambda: 0.0)
+    monkeypatch.setattr("uworker.machine._stolen_seconds", lambda: 0.0)
     version_2.write("a/b", cpu_max="50000 100000")
     sampler = Sampler(version_2.cgroups)
     percents = []

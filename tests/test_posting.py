@@ -298,8 +298,9 @@ def test_rows_are_kept_while_the_service_is_away_or_at_fault(
     posting: Posting, service: Service, server: ScriptedServer, status: int, kind: str
 ) -> None:
     service.answers = {verb: problem(status, kind) for verb in ("results", "complete")}
-    holding = posting.hold(image_count=70)
+    holding = new_holding(70)
     finish_all(holding)
+    posting.poster.add(holding)
     wait_for(lambda: len(server.asked) >= 2, WAIT_SECONDS)
     assert posting.poster.rows_waiting() == 0, "they are on disk"
     assert service.rows == {}
@@ -621,8 +622,10 @@ def fill_the_spool(server: ScriptedServer, service: Service, directory: Path) ->
     """A service that is away, and more rows than there is room for on disk."""
     service.answers = AWAY
     posting = Posting(server.root, directory, max_bytes=40_000)
-    holding = posting.hold(image_count=300)
+    # All are there before the first is posted.
+    holding = new_holding(300)
     finish_all(holding)
+    posting.poster.add(holding)
     wait_for(lambda: posting.poster.full, WAIT_SECONDS)
     return posting, holding
 

@@ -26,6 +26,10 @@ class MetadataError(Exception):
     """The metadata service did not answer, or not as it is documented."""
 
 
+class NoAnswerInTime(MetadataError):
+    """It was too slow, which says nothing of what it would have answered."""
+
+
 @dataclass(frozen=True)
 class Notice:
     """The machine is going to be taken away.
@@ -94,6 +98,8 @@ class Metadata:
                     content += part
                     if len(content) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
                         raise MetadataError(f"{said}: the answer has no end")
+        except httpx.TimeoutException as error:
+            raise NoAnswerInTime(f"{said}: {error or type(error).__name__}") from error
         except httpx.HTTPError as error:
             raise MetadataError(f"{said}: {error or type(error).__name__}") from error
         return Reply(said, response.status_code, content.decode(errors="replace"), response.headers)

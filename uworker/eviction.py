@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from uworker.clouds import CLOUDS, Cloud, Metadata, MetadataError, Notice
+from uworker.clouds import CLOUDS, Cloud, Metadata, MetadataError, NoAnswerInTime, Notice
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +17,7 @@ AUTO, OFF = "auto", "off"
 # Of the 30 s that Azure and Google Cloud give at least, at most these pass before the notice is seen.
 POLL_SECONDS = 2.0
 MEET_SECONDS = 1.0
+GUESSES = 5
 FAILURES_BEFORE_WARNING = 5
 WARNING_SECONDS = 3600.0
 
@@ -25,7 +26,8 @@ class Eviction:
     """Watches for a notice.
 
     Args:
-        cloud: a name in `CLOUDS`; `auto` to ask each of them once, at the start; `off` to watch nothing.
+        cloud: a name in `CLOUDS`; `auto` to ask each of them at the start, those that are too slow a few times; `off`
+            to watch nothing.
         root: address of the metadata service.
         on_notice: called once, by the thread, when there is a notice.
         poll_seconds: from one look to the next.
@@ -79,15 +81,24 @@ class Eviction:
 
     def _guess(self) -> Cloud | None:
         """The cloud that this machine is in, or None; no cloud is no matter for a line in anyone's log."""
-        for kind in CLOUDS.values():
-            cloud = kind(self._metadata)
-            try:
-                cloud.meet(MEET_SECONDS)
-            except MetadataError as error:
-                log.debug("not %s: %s", cloud.name, error)
-            else:
-                log.info("this machine is in %s, whose eviction notices are watched for", cloud.name)
-                return cloud
+        open_kinds = list(CLOUDS.values())
+        for _ in range(GUESSES):
+            unanswered = []
+            for kind in open_kinds:
+                cloud = kind(self._metadata)
+                try:
+                    cloud.meet(MEET_SECONDS)
+                except MetadataError as error:
+                    log.debug("not %s: %s", cloud.name, error)
+                    if isinstance(error, NoAnswerInTime):
+                        unanswered.append(kind)
+                else:
+                    log.info("this machine is in %s, whose eviction notices are watched for", cloud.name)
+                    return cloud
+            # A machine that has just started may be too busy to answer in time.
+            open_kinds = unanswered
+            if not open_kinds or self._stop.wait(self._poll_seconds):
+                break
         return None
 
     def _meet(self, kind: Callable[[Metadata], Cloud]) -> Cloud | None:
