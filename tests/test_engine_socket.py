@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import stat
 import struct
@@ -398,6 +399,18 @@ def test_an_engine_refuses_a_worker_of_another_version_in_words(start_engine: En
         assert refused.message.endswith(f"update the {old}'s image")
         assert "9.9" in refused.message
         assert peer.is_hung_up_on()
+
+
+def test_an_engine_that_ends_can_be_found_no_more_when_its_worker_hears_of_it(start_engine: EngineStarter) -> None:
+    """It would come back at once, and be let in or sent away by an engine that has nothing more to do."""
+    engine = start_engine(**ONE).wait_listening()
+    peer = joined(engine.socket, "w-1")
+    wait_for(lambda: "the worker w-1 is connected" in engine.log)
+    engine.process.send_signal(signal.SIGTERM)
+    while json.loads(peer.hear())["kind"] != "leaving":
+        pass
+    assert not engine.socket.exists()
+    assert engine.wait() == 0
 
 
 class FakeEngine:
