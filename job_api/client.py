@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -33,6 +33,7 @@ from job_api.schemas import (
     MAX_PAGE_SIZE,
     NAME_PATTERN,
     PENDING_JOBS_HEADER,
+    PROJECT_PAUSED_HEADER,
     RESERVED_PROJECT_NAMES,
     ExportFormat,
 )
@@ -67,6 +68,19 @@ T = TypeVar("T")
 
 # A filter may let nothing pass for a hundred million rows, of which each takes the service some microseconds.
 EXPORT_EXTRA_SECONDS = 600.0
+
+
+class Claim(NamedTuple):
+    """What a claim got.
+
+    Attributes:
+        pending: Where it got no leases, the number of jobs that are queued or waiting all the same.
+        is_paused: Whether there are none because the project that was asked for is paused.
+    """
+
+    leases: list[schemas.Lease]
+    pending: int
+    is_paused: bool
 
 
 class Client:
@@ -260,18 +274,15 @@ class Client:
 
     # --- the worker's side ---
 
-    def claim(self, project: str | None, request: schemas.ClaimRequest) -> tuple[list[schemas.Lease], int]:
-        """Claim jobs of one project, or of any the caller may see.
-
-        Returns:
-            The leases, and when there are none the number of jobs that are queued or waiting all the same.
-        """
+    def claim(self, project: str | None, request: schemas.ClaimRequest) -> Claim:
+        """Claim jobs of one project, or of any the caller may see."""
         path = f"/v4/{_project(project)}/claim" if project else "/v4/claim"
         # The answer may take as long as it was asked to wait.
         answer = self._send("POST", path, request, extra_seconds=request.wait_seconds)
         if answer.status_code == 204:
-            return [], int(answer.headers.get(PENDING_JOBS_HEADER, 0))
-        return parse(schemas.Claimed, answer).leases, 0
+            pending = int(answer.headers.get(PENDING_JOBS_HEADER, 0))
+            return Claim([], pending, answer.headers.get(PROJECT_PAUSED_HEADER) == "true")
+        return Claim(parse(schemas.Claimed, answer).leases, 0, is_paused=False)
 
     def images_done(self, lease: schemas.Lease, worker_id: str) -> Iterator[str]:
         """Images of a leased job that need no work, by name."""

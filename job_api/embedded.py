@@ -326,8 +326,12 @@ def _one_at_a_time() -> Iterator[None]:
     """What another service of this machine has opened for its start is not to be taken for what was open before."""
     lock = filelock.FileLock(PERMISSIONS_LOCK)
     try:
-        # One that recovers from a crash takes long, and is no reason not to start.
-        lock.acquire(timeout=PERMISSIONS_SECONDS)
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(blocking=False)
+        if not lock.is_locked:
+            # One that recovers from a crash takes long, and is no reason not to start.
+            log.info("another service of this machine starts its database; waiting up to %g s", PERMISSIONS_SECONDS)
+            lock.acquire(timeout=PERMISSIONS_SECONDS)
     except (OSError, filelock.Timeout) as error:
         log.debug("starting without %s: %s", PERMISSIONS_LOCK, error)
     try:

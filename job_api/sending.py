@@ -219,7 +219,9 @@ class Sender:
         now = time.monotonic()
         if self._on_retry is not None and now - self._told_at >= TELL_SECONDS:
             self._told_at = now
-            self._on_retry(f"the job service at {self.root}: {why(cause)}; trying again for {self.retry_seconds:g} s")
+            self._on_retry(
+                f"the job service at {self.root}: {why(cause)}; trying again, for {self.retry_seconds:g} s in all"
+            )
 
     def _tell_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

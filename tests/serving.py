@@ -35,6 +35,15 @@ def wait_for(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> 
         time.sleep(0.02)
 
 
+def is_gone(process: psutil.Process | int) -> bool:
+    """Whether a process has ended; one that nobody has reaped yet has ended too."""
+    try:
+        found = psutil.Process(process) if isinstance(process, int) else process
+        return not found.is_running() or found.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def environment(data_dir: Path, **settings: str | int) -> dict[str, str]:
     """The environment of a `job-api` that sees no settings but these."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JOB_API_")}

@@ -77,7 +77,7 @@ def patents(service: RunningService) -> RunningService:
     admin.put_project("patents", schemas.ProjectSettings(source="file:///data/patents"))
     admin.add_jobs("patents", ["Name (Author 1999) [R1]", "held", "left"])
     request = schemas.ClaimRequest(worker_id="w1", claim_key="k", max_jobs=2, hostname="host-1", version="0.1")
-    (done, _), _ = worker.claim("patents", request)
+    done, _ = worker.claim("patents", request).leases
     rows: list[schemas.NewResult | schemas.InvalidRow] = [
         schemas.NewResult(image="a\u2028b.png", status=schemas.ResultStatus.RECOGNISED, smiles="C[R1]", confidence=0.5),
         schemas.NewResult(image='c "d",\ne.png', status=schemas.ResultStatus.BLANK),
@@ -321,7 +321,7 @@ def test_rerun_of_some_images(patents: RunningService) -> None:
     job_id = job_ids(patents)["Name (Author 1999) [R1]"]
     shown("job", "rerun", "patents", job_id, "--status", "blank", "--status", "timeout", service=patents)
     request = schemas.ClaimRequest(worker_id="w2", claim_key="k", max_jobs=9)
-    leases, _ = patents.client("worker").claim("patents", request)
+    leases = patents.client("worker").claim("patents", request).leases
     assert {lease.job_id: lease.results_count for lease in leases}[job_id] == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 from job_api.schemas import NewResult
 from job_api.text import MAX_SMILES_CHARS
 from tests.engines import picture
-from tests.serving import wait_for
+from tests.serving import is_gone, wait_for
 from tests.test_recogniser import Talk
 from uworker.answering import recognise
 from uworker.commands import EngineCommand, find_command
@@ -64,13 +64,6 @@ def hanging(note: Path) -> int:
     """The process id of the child of a program that hangs, once there is one."""
     wait_for(lambda: note.exists() and note.read_text().strip())
     return int(note.read_text())
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def running_in(folder: Path) -> list[int]:

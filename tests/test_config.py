@@ -123,7 +123,7 @@ def test_waiting_for_a_service_that_is_away_is_said(tmp_path: Path, capsys: pyte
         path = config_file(tmp_path, f"JOB_API_ROOT={server.root}\nJOB_API_TOKEN=t\n")
         with connect(path) as client:
             client.users()
-    assert "no database (HTTP 503 database-unavailable); trying again for 60 s\n" in capsys.readouterr().err
+    assert "no database (HTTP 503 database-unavailable); trying again, for 60 s in all\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])

@@ -16,7 +16,7 @@ import pytest
 from job_api.client import Client
 from tests.plugins.model import DrawnSamples
 from tests.plugins.replica import copy_home
-from tests.serving import LOAD_SECONDS, wait_for
+from tests.serving import LOAD_SECONDS, is_gone, wait_for
 from uworker.demo.__main__ import AWKWARD
 from uworker.demo.samples import Awkward, draw_awkward
 from uworker.prepared.files import find_prepared
@@ -48,13 +48,6 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def is_gone(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def postgres_below(directory: Path) -> list[int]:

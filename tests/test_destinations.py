@@ -49,7 +49,7 @@ def fill(admin: Client, worker: Client, rows: int) -> None:
     """A project with so many rows, of about 8 kB each."""
     admin.put_project("patents", schemas.ProjectSettings(source="file:///data"))
     admin.add_jobs("patents", ["a"])
-    (lease,), _ = worker.claim("patents", schemas.ClaimRequest(worker_id="w", claim_key="k"))
+    [lease], *_ = worker.claim("patents", schemas.ClaimRequest(worker_id="w", claim_key="k"))
     for first in range(0, rows, 500):
         batch: list[schemas.NewResult | schemas.InvalidRow] = [
             schemas.NewResult(

@@ -250,7 +250,7 @@ def test_with_fewer_threads_at_work_than_there_are_a_worker_may_have_as_many_as_
     assert asked.crew.for_batches == 6
     asked.submit(engines.GATE, 1, 2, 3, 4, 5, 6, 7)
     assert asked.crew.free_slots() == 0
-    # What was sent before it has come when the engine has told its state twice, which it does once a second.
+    # What was sent has surely come when the engine has told its state twice, which it does once a second or so.
     told = [asked.crew._state]
 
     def told_twice() -> bool:

@@ -395,7 +395,7 @@ def test_outside_of_a_cloud_nothing_is_said_and_nothing_asked_again(
 
 def test_a_cloud_that_answers_late_at_first_is_asked_again(watch: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine that has just started and is busy."""
-    monkeypatch.setattr(eviction, "MEET_SECONDS", 0.5)
+    monkeypatch.setattr(eviction, "MEET_SECONDS", 2.0)
     awake, metadata = threading.Event(), GcpMetadata("TRUE")
     asleep = iter([True, True])
 
@@ -409,11 +409,7 @@ def test_a_cloud_that_answers_late_at_first_is_asked_again(watch: Watcher, monke
             assert "preempted" in watch("auto", server).notice
         finally:
             awake.set()
-        assert [asked.path.split("/")[1] for asked in server.asked][:5] == [
-            "metadata",
-            "latest",
-            *["computeMetadata"] * 3,
-        ]
+        assert sum("Metadata-Flavor" in asked.headers for asked in server.asked) >= 3
 
 
 def test_a_network_that_answers_everything_with_a_page_is_no_cloud(watch: Watcher) -> None:

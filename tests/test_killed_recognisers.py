@@ -18,7 +18,9 @@ def test_recognisers_killed_in_the_middle_cost_no_image(
     service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
     admin = service.client("admin")
-    admin.put_project(PROJECT, paced_corpus.project)
+    # Slow enough that there is work left for the last of them, however long each takes to start.
+    slow = paced_corpus.project.model_copy(update={"engine_options": {"seconds": 0.15}})
+    admin.put_project(PROJECT, slow)
     admin.add_jobs(PROJECT, paced_corpus.directories)
     plan = {"processes": "2", "threads_per_process": "1"}
     worker = start_worker(service.root, service.token("worker"), once=False, **plan)
@@ -41,6 +43,7 @@ def test_recognisers_killed_in_the_middle_cost_no_image(
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
     assert len(killed) == DEATHS
+    assert "images in its hands" in worker.log
     assert sum("possible out of memory" in line.message for line in admin.logs(level="error")) == DEATHS
     rows = list(admin.results(PROJECT))
     assert Counter((row["directory"], row["image"]) for row in rows) == Counter(paced_corpus.smiles.keys())

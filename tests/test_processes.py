@@ -14,7 +14,7 @@ from job_api.main import PASSWORD_FILE, make_first_admin
 from job_api.schemas import ProjectSettings
 from job_api.settings import Settings
 from tests.plugins.service import ServiceStarter, run
-from tests.serving import Serving, postgres_processes, refusal, wait_for
+from tests.serving import Serving, is_gone, postgres_processes, refusal, wait_for
 
 PROCESSES = 3
 RESTARTED = "killed (exit -9), possible out of memory; it is started again in"
@@ -28,13 +28,6 @@ def api_processes(serving: Serving) -> list[psutil.Process]:
 
 def all_serve(serving: Serving) -> bool:
     return len(api_processes(serving)) == PROCESSES
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def requests_counted(serving: Serving, path: str) -> int:
@@ -77,7 +70,7 @@ def test_the_embedded_database_belongs_to_the_parent(data_dir: Path) -> None:
         client.put_project("patents", ProjectSettings(source="file:///data"))
         killed = serving.postmaster
         killed.kill()
-        wait_for(lambda: ended(killed))
+        wait_for(lambda: is_gone(killed))
         client.add_jobs("patents", ["a"])
         assert serving.postmaster.pid != killed.pid
         assert serving.log.count("the embedded database is gone; starting it again") == 1
@@ -86,7 +79,7 @@ def test_the_embedded_database_belongs_to_the_parent(data_dir: Path) -> None:
         assert "is started again" not in serving.log
         children = api_processes(serving)
         serving.stop()
-        assert all(ended(child) for child in children)
+        assert all(is_gone(child) for child in children)
         assert "Traceback" not in serving.log
     assert postgres_processes(data_dir) == []
 
@@ -96,7 +89,7 @@ def test_nobody_serves_on_when_the_parent_was_killed(data_dir: Path) -> None:
     wait_for(lambda: all_serve(first))
     children = api_processes(first)
     first.kill()
-    wait_for(lambda: all(ended(child) for child in children))
+    wait_for(lambda: all(is_gone(child) for child in children))
     with Serving(data_dir, processes=2, port=httpx.URL(first.root).port or 0) as again:
         assert again.get("/readyz").status_code == 200
     first.log_file.unlink()

@@ -33,7 +33,7 @@ IMAGES = ("1.png", "2.png")
 STRETCH = 30
 # With what the workers say that they made their rows; older code may know nothing of it.
 PREPARED = "ab" * 32
-SLOWEST_SECONDS = 40.0
+SLOWEST_SECONDS = 25.0
 READ = ("jobs", "results", "provenances", "attempts", "workers", "projects", "project_slots", "tokens")
 # The services' own connections have a name.
 MIGRATION_WAITS = """

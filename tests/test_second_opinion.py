@@ -14,8 +14,8 @@ from tests.containers.engine import NoEngine, install
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
-from tests.test_command_engine import HANG, hanging, is_gone
+from tests.serving import is_gone, wait_for
+from tests.test_command_engine import HANG, hanging
 
 PROJECT = "patents"
 DIRECTORIES = (

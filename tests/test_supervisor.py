@@ -16,19 +16,11 @@ from tests import engines
 from tests.engines import picture
 from tests.plugins.model import DrawnSamples
 from tests.plugins.recognisers import DEADLINE_SECONDS, Supervise, Watched, noted
-from tests.serving import wait_for
+from tests.serving import is_gone, wait_for
 from uworker.child import Child
 from uworker.seat import FIRST_BACKOFF_SECONDS, Seat, Work
 from uworker.supervisor import CannotLoad, EngineReady, ImageTask, RecogniserConfig
 from uworker.tasks import MAX_BATCHED_BYTES, Room
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has reaped yet has ended too."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def wait_gone(pids: set[int]) -> None:

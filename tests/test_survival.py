@@ -22,7 +22,7 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, run
 from tests.scripted import Asked, between
-from tests.serving import LOAD_SECONDS, Serving, wait_for
+from tests.serving import LOAD_SECONDS, Serving, is_gone, wait_for
 from uworker.spool import Spool, SpooledLease
 from uworker.worker import JOURNAL_SECONDS
 
@@ -71,13 +71,6 @@ def assert_counters_equal_recount(url: str) -> None:
 
     counters, recount = run(both())
     assert counters == recount
-
-
-def is_gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def end_of(worker: WorkerProcess) -> None:
@@ -153,9 +146,11 @@ def test_sigterm_is_obeyed_in_time_when_nobody_answers(
         admin.add_jobs(PROJECT, [many_images])
         wait_for(lambda: f": {many_images}\n" in worker.log, LOAD_SECONDS)
         silent.set()
+        asked_at = time.monotonic()
         worker.send(signal.SIGTERM)
         assert worker.wait(120) == 0, worker.log
-    # On its own clock and without the log's part, of which there is a bound as well.
+        assert time.monotonic() - asked_at < 40
+    # Closer, on its own clock and without the log's part, of which there is a bound as well.
     [stopped_in] = re.findall(r"stopped in (\d+\.\d) s", worker.log)
     assert float(stopped_in) + JOURNAL_SECONDS < 20
     assert [lease.lease.directory for lease in spooled(tmp_path / "spool")] == [one_image]

@@ -86,13 +86,13 @@ def ids(reports: list[Finished]) -> list[int]:
 def test_only_the_same_bytes_for_the_same_engine_wait_for_each_other(bench: Bench) -> None:
     job, other_engine = bench.job(), bench.job("decimer")
     first = bench.image(job)
-    assert not bench.twins.has(first)
+    assert not bench.twins.may_join(first)
     assert not bench.twins.joins(first)
-    assert not bench.twins.has(bench.image(job, "y"))
+    assert not bench.twins.may_join(bench.image(job, "y"))
     assert not bench.twins.joins(bench.image(job, "y"))
     assert not bench.twins.joins(bench.image(other_engine))
     second, third = bench.image(bench.job()), bench.image(job)
-    assert bench.twins.has(second)
+    assert bench.twins.may_join(second)
     assert bench.twins.joins(second)
     assert bench.twins.joins(third)
     copies = bench.finish(first, "crashed")
@@ -131,7 +131,7 @@ def test_an_answer_is_remembered_as_long_as_its_job_is_held(bench: Bench) -> Non
     later = bench.image(bench.job())
     assert bench.twins.answer(later) is None
     bench.finish(first)
-    assert bench.twins.has(later)
+    assert not bench.twins.may_join(later)
     assert bench.twins.answer(later) == Finished(later.task.task_id, {"status": "recognised", "duration_ms": 0})
     assert bench.twins.answer(bench.image(bench.job("decimer"))) is None
     bench.held.remove(job)
@@ -157,7 +157,7 @@ def test_neither_those_that_wait_nor_what_is_remembered_are_without_bound(
     job = bench.job()
     images = [bench.image(job) for _ in range(4)]
     assert [bench.twins.joins(image) for image in images[:3]] == [False, True, True]
-    assert not bench.twins.has(images[3])
+    assert not bench.twins.may_join(images[3])
     assert not bench.twins.joins(images[3])
     assert bench.finish(images[3]) == [], "it was recognised by itself"
     assert len(bench.finish(images[0])) == 2

@@ -4,14 +4,13 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from job_api.client import Client
 from job_api.schemas import JobState, NewUser, Role, Worker
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import is_gone, wait_for
 from uworker.state import read_state
 
 PROJECT = "patents"
@@ -124,13 +123,6 @@ def test_a_second_sigterm_is_obeyed_at_once(
         wait_for(lambda child=child: is_gone(child))  # type: ignore[misc]
 
 
-def is_gone(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def test_a_worker_that_logs_in_by_name_shows_its_password_to_nobody(
     service: RunningService, paced_corpus: Corpus, start_worker: WorkerStarter
 ) -> None:
@@ -159,7 +151,7 @@ def test_a_pause_is_told_and_not_taken_for_the_end_of_all_work_in_silence(
     state = tmp_path / "state.json"
     waits = start_worker(service.root, service.token("worker"), once=False, state_file=str(state), **of_it)
     wait_for(lambda: told in waits.log and state.exists(), WAIT_SECONDS)
-    wait_for(lambda: read_state(state).doing == f"the project {PROJECT} is paused", WAIT_SECONDS)
+    wait_for(lambda: read_state(state).doing == f"waiting for jobs; the project {PROJECT} is paused", WAIT_SECONDS)
     assert stored(admin) == 0
     admin.resume(PROJECT)
     wait_for(lambda: stored(admin) >= 1, WAIT_SECONDS)

@@ -5,7 +5,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 
 from job_api.client import Client, ClientError, NotFound, Refused, Unreachable, WorkerStopped
 from job_api.schemas import MAX_LEASES_PER_CLAIM, ClaimRequest, Lease
@@ -92,10 +91,13 @@ class Claimer:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps it from claiming at the moment, or from getting anything."""
-        if self._trouble is None and self._is_paused:
-            return f"the project {self._project} is paused"
+        """What keeps it from claiming at the moment."""
         return self._trouble
+
+    @property
+    def waits_for(self) -> str:
+        """What whoever holds nothing waits for, as the last claim has heard."""
+        return f"jobs; the project {self._project} is paused" if self._is_paused else "jobs"
 
     @property
     def queue_empty(self) -> bool:
@@ -148,7 +150,7 @@ class Claimer:
         # The first is answered at once: whoever waits for this worker to be let in need not wait for a job.
         wait = LONG_POLL_SECONDS if self._answered and not self._once else 0.0
         asked_at, ended_before = time.monotonic(), self._jobs_ended
-        leases, pending = self._client.claim(
+        leases, pending, is_paused = self._client.claim(
             self._project,
             ClaimRequest(
                 worker_id=self._worker_id,
@@ -165,25 +167,19 @@ class Claimer:
             self._on_lease(lease)
         if self._stop.is_set():
             return
-        found_nothing = not leases and pending == 0
-        self._mind_pause(found_nothing=found_nothing)
-        self._empty = found_nothing and ended_before == self._jobs_ended
+        self._mind_pause(is_paused=is_paused)
+        self._empty = not leases and pending == 0 and ended_before == self._jobs_ended
         self._key = None
         if not leases and time.monotonic() - asked_at < 1 and (self._once or not first):
             # A service that does not let polls wait must not be asked without a pause.
             self._stop.wait(1.0 if not self._empty else LOOK_AGAIN_SECONDS)
 
-    def _mind_pause(self, *, found_nothing: bool) -> None:
+    def _mind_pause(self, *, is_paused: bool) -> None:
         """Say that a pause leaves this worker without jobs: a paused project looks like one that is done."""
-        was_paused, is_paused = self._is_paused, False
-        if found_nothing and self._project is not None:
-            # Whatever keeps it from an answer, the next claim meets as well.
-            with suppress(ClientError):
-                is_paused = self._client.server(self._project).project_paused or False
-        self._is_paused = is_paused
-        if is_paused and not was_paused:
+        if is_paused and not self._is_paused:
             log.warning(
                 "the project %s is paused and hands out no jobs; `job-api project %s --resume` ends that",
                 self._project,
                 self._project,
             )
+        self._is_paused = is_paused

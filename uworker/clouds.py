@@ -96,8 +96,10 @@ class Metadata:
             with self._http.stream(method, path, headers=headers, json=body, timeout=seconds) as response:
                 for part in response.iter_bytes():
                     content += part
-                    if len(content) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
+                    if len(content) > MAX_ANSWER_BYTES:
                         raise MetadataError(f"{said}: the answer has no end")
+                    if time.monotonic() > deadline:
+                        raise NoAnswerInTime(f"{said}: the answer has no end after {seconds:g} s")
         except httpx.TimeoutException as error:
             raise NoAnswerInTime(f"{said}: {error or type(error).__name__}") from error
         except httpx.HTTPError as error:

@@ -46,22 +46,19 @@ class Twins:
             return None
         return Finished(image.task.task_id, _copied(found[1]))
 
-    def has(self, image: ReadImage) -> bool:
-        """Whether an image needs no recogniser: its twin was answered, or it may wait for one; nothing is changed."""
-        return self.answer(image) is not None or self._may_wait(_key(image))
+    def may_join(self, image: ReadImage) -> bool:
+        """Whether its twin is with the recognisers, and there is room to wait for it."""
+        return _key(image) in self._first and sum(map(len, self._waiting.values())) < MAX_WAITING
 
     def joins(self, image: ReadImage) -> bool:
         """Whether an image now waits for its twin; else it is to be recognised, and others may wait for it."""
         key = _key(image)
-        if self._may_wait(key):
+        if self.may_join(image):
             self._waiting.setdefault(key, []).append(image.task.task_id)
             return True
         if key not in self._first:
             self._first[key], self._keys[image.task.task_id] = image, key
         return False
-
-    def _may_wait(self, key: _Key) -> bool:
-        return key in self._first and sum(map(len, self._waiting.values())) < MAX_WAITING
 
     def finish(self, report: Finished) -> list[Finished]:
         """An image was recognised; returns the same for those that waited for it."""

@@ -284,16 +284,19 @@ class Worker:
             if not self._crew.prepare(self._order(image.holding)):
                 return "making the engine ready"
             # One that is answered with its twin takes no slot, and is not to come too late for a twin that crashes.
-            if self._crew.free_slots() <= 0 and not self._twins.has(image):
+            answer = self._twins.answer(image)
+            if answer is None and not self._twins.may_join(image) and self._crew.free_slots() <= 0:
                 return "recognising"
             if (taken := self._reader.take()) is not None:
                 self._owners[taken.task.task_id] = (taken.holding, taken.task.name)
-                if (answered := self._twins.answer(taken)) is not None:
-                    self._finish(answered)
+                if taken is not image:  # whose job was lost just then
+                    answer = self._twins.answer(taken)
+                if answer is not None:
+                    self._finish(answer)
                 elif not self._twins.joins(taken):
                     self._crew.submit(taken.task)
                 self._claimer.wake()
-        return "recognising" if self._owners else "waiting for jobs"
+        return "recognising" if self._owners else f"waiting for {self._claimer.waits_for}"
 
     def _order(self, holding: Holding) -> EngineOrder:
         lease, settings = holding.lease, self._settings

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from job_api import smi
 from job_api.cli.destinations import Destination, destination
 from job_api.cli.files import MADE_HERE, MadeFile
 from job_api.cli.options import Config, ProjectArgument, given
-from job_api.client import Client
+from job_api.client import Client, ClientError
 from job_api.config import connect
 from job_api.schemas import Agreement, ExportFormat, KnownFlag, ResultStatus, ReviewedAs
 from job_api.terminal import printable, progress_bar
@@ -98,18 +99,20 @@ def results(
     with connect(config) as client, progress_bar() as progress:
         download = Download(client, project, filters, progress, last=since or 0)
         said = _write_records(target, download, wanted, columns or None)
-        is_unknown = (
-            directory is not None
-            and not download.count
-            and all(job.directory != directory for job in client.jobs(project, text=directory))
-        )
-    rows, semicolon, left_out = said.partition(";")
-    where = "" if output == "-" else f" in {target.name}"
-    typer.echo(f"{rows}{where}{semicolon}{left_out}; newer ones later: --since {download.last}", err=True)
-    if is_unknown:
-        typer.echo(
-            f"note: {project} has no directory {printable(directory or '')}; --text finds a part of a name", err=True
-        )
+        rows, semicolon, left_out = said.partition(";")
+        where = "" if output == "-" else f" in {target.name}"
+        typer.echo(f"{rows}{where}{semicolon}{left_out}; newer ones later: --since {download.last}", err=True)
+        if directory is not None and since is None and not download.count:
+            _note_unknown(client, project, directory)
+
+
+def _note_unknown(client: Client, project: str, directory: str) -> None:
+    """Say that nothing came because there is no such directory; where that cannot be asked for, say nothing."""
+    with suppress(ClientError):
+        if all(job.directory != directory for job in client.jobs(project, text=directory)):
+            typer.echo(
+                f"note: {project} has no directory {printable(directory)}; --text finds a part of a name", err=True
+            )
 
 
 @dataclass

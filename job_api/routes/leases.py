@@ -31,6 +31,7 @@ from job_api.schemas import (
     MAX_INT8,
     MAX_PAGE_SIZE,
     PENDING_JOBS_HEADER,
+    PROJECT_PAUSED_HEADER,
     Claimed,
     ClaimRequest,
     Complete,
@@ -69,6 +70,10 @@ _CLAIM = route(
                     "description": "jobs that are queued or waiting all the same",
                     "schema": {"type": "integer"},
                 },
+                PROJECT_PAUSED_HEADER: {
+                    "description": "true where the project is paused; else absent",
+                    "schema": {"type": "string"},
+                },
                 "Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}},
             },
         }
@@ -103,9 +108,10 @@ async def _claim(
         leases = await _wait_for_jobs(request, running, project, wanted)
     if not leases:
         async with running.database.connection() as connection:
-            project_id = None if project is None else await projects.project_id(connection, project)
-            pending = await queue.pending(connection, project_id)
-        return Response(status_code=204, headers={PENDING_JOBS_HEADER: str(pending), "Retry-After": "1"})
+            found = None if project is None else await projects.row_of(connection, project)
+            pending = await queue.pending(connection, None if found is None else found["id"])
+        paused = {PROJECT_PAUSED_HEADER: "true"} if found is not None and found["paused"] else {}
+        return Response(status_code=204, headers={PENDING_JOBS_HEADER: str(pending), "Retry-After": "1", **paused})
     if time.monotonic() - began > SURELY_THERE_SECONDS and await request.is_disconnected():
         await queue.undo_claim(running.database, wanted.worker_id, leases, running.pace)
     return Claimed(leases=leases)

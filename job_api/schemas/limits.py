@@ -20,6 +20,7 @@ SESSION_TOKEN_NAME = "session"  # noqa: S105 - what a token that stands for a lo
 NONE_CHOSEN = "no-chosen-images"
 """Why a job fails in whose directory there are images, and none that the project's patterns choose."""
 PENDING_JOBS_HEADER = "Pending-Jobs"
+PROJECT_PAUSED_HEADER = "Project-Paused"
 NEXT_SINCE_HEADER = "Next-Since"
 ROWS_OMITTED_HEADER = "Rows-Omitted"
 RESERVED_PROJECT_NAMES = frozenset({"claim", "logs", "projects", "token", "tokens", "users", "workers"})

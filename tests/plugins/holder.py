@@ -38,14 +38,14 @@ class Holder:
             max_jobs=max_jobs,
             wait_seconds=wait_seconds,
         )
-        return self.client.claim(project, request)[0]
+        return self.client.claim(project, request).leases
 
     def pending(self, project: str | None) -> int:
         """What a claim that finds nothing says of the rest."""
         request = schemas.ClaimRequest(worker_id=self.worker_id, claim_key=uuid.uuid4().hex)
-        leases, pending = self.client.claim(project, request)
-        assert leases == []
-        return pending
+        found = self.client.claim(project, request)
+        assert found.leases == []
+        return found.pending
 
     def one(self, project: str | None) -> Lease:
         [lease] = self.claim(project)

@@ -129,12 +129,16 @@ def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> N
     try:
         with _worker(root, token, home, output) as worker:
             _watch(client, worker, output)
+        csv_path = _download(client, output)
     except (DemoError, KeyboardInterrupt):
         # The database goes with the scratch, and some of this may have taken hours.
-        with suppress(ClientError), Client(root, username="admin", password=password, retry_seconds=0) as quick:
-            _step(f"what was recognised until now: {_download(quick, output)}")
+        with (
+            suppress(ClientError, OSError),
+            Client(root, username="admin", password=password, retry_seconds=0) as quick,
+        ):
+            if quick.project(PROJECT).images.stored:
+                _step(f"what was recognised until now: {_download(quick, output)}")
         raise
-    csv_path = _download(client, output)
     _report(client, work, report.read_rows(csv_path))
     _how_to_go_on(output, csv_path)
 

@@ -290,6 +290,8 @@ def _layers(image_id: str) -> Iterable[Layer]:
     sizes: dict[str, int] = {}
     for line in reversed(history.splitlines()):
         size, _, made_by = line.partition("\t")
+        if not int(size):
+            continue  # a label or a setting, and no layer
         what = next((name for sign, name in _MADE_BY.items() if sign in made_by), "code" if sizes else BASE)
         sizes[what] = sizes.get(what, 0) + int(size)
-    return [Layer(what, size) for what, size in sizes.items() if size]
+    return [Layer(what, size) for what, size in sizes.items()]
