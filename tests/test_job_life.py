@@ -341,7 +341,7 @@ class JobLife(RuleBasedStateMachine):
         if refused is not None:
             assert answer == refused
             return []
-        leases, pending = answer
+        leases, pending, is_paused = answer
         best = self.model.best_projects()
         expected = self.model.leases_of(worker, key)
         if not expected:
@@ -358,6 +358,7 @@ class JobLife(RuleBasedStateMachine):
             0 if job.lease_seq == 1 else len(job.present) for job in expected
         ]
         assert leases or pending == self.model.pending(project)
+        assert is_paused == (not leases and project is not None and self.model.projects[project].paused)
         return expected
 
     def _handed_out(self, project: str | None, max_jobs: int, got: int) -> list[Job]:
