@@ -25,6 +25,7 @@ SELECT (SELECT count(*) FROM jobs WHERE project_id = $1) AS jobs,
        (SELECT count(*) FROM projects WHERE id = $1) AS projects,
        (SELECT count(*) FROM attempts a WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = a.job_id)) AS orphans
 """
+WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 GONE = {"jobs": 0, "results": 0, "lines": 0, "projects": 0, "orphans": 0}
 # As work that was done long ago leaves them: more than one batch of each kind of row, and one job with more than one.
 FILLED = r"FROM jobs j, generate_series({}, {}) AS i WHERE project_id = $1 AND directory ~ '^d\d'"
@@ -224,7 +225,6 @@ def test_the_row_of_a_writer_that_was_let_in_before_is_cleared_away_too(service:
     """Its transaction holds the job while the janitor comes, as `hold` does for a worker's write."""
     admin, _ = finished(service, PROJECT)
     [row] = service.sql("SELECT id, project_id FROM jobs WHERE directory = 'completed'")
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     late = NEW_ROW.format("$2::bigint") + "FROM generate_series(100, 109) AS i"
 
     async def write_late() -> None:
@@ -233,7 +233,7 @@ def test_the_row_of_a_writer_that_was_let_in_before_is_cleared_away_too(service:
             async with connection.transaction():
                 await connection.execute("SELECT 1 FROM jobs WHERE id = $1 FOR NO KEY UPDATE", row["id"])
                 await asyncio.to_thread(admin.delete_project, PROJECT)
-                await asyncio.to_thread(wait_for, lambda: service.sql(waiting))
+                await asyncio.to_thread(wait_for, lambda: service.sql(WAITS))
                 await connection.execute(late, row["project_id"], row["id"])
         finally:
             await connection.close()
@@ -258,8 +258,7 @@ def test_a_deletion_goes_on_after_the_service_was_killed(make_database: Callable
             await connection.execute("BEGIN")
             await connection.fetch("SELECT 1 FROM log_lines WHERE project_id = $1 FOR UPDATE", project_id)
             admin.delete_project(PROJECT)
-            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            await asyncio.to_thread(wait_for, lambda: run(sql_of(url, waiting)))
+            await asyncio.to_thread(wait_for, lambda: run(sql_of(url, WAITS)))
             killed.kill()
             return await asyncio.to_thread(rows, project_id)
         finally:

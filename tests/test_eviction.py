@@ -19,14 +19,13 @@ from job_api.schemas import JobState
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.scripted import Answer, Asked, ScriptedServer, serving
-from tests.serving import LOAD_SECONDS, wait_for
+from tests.serving import LOAD_SECONDS, WAIT_SECONDS, wait_for
 from uworker import eviction
 from uworker.clouds import MAX_ANSWER_BYTES, Metadata, MetadataError
 from uworker.eviction import FAILURES_BEFORE_WARNING, Eviction
 
 PROJECT = "patents"
 MACHINE = "spot_7"
-WAIT_SECONDS = 100.0
 GONE_SECONDS = 20.0
 
 

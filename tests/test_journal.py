@@ -12,11 +12,10 @@ from job_api.client import Client
 from job_api.schemas import LogLines
 from tests.plugins.holder import LEASE
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
-from tests.serving import wait_for
+from tests.serving import WAIT_SECONDS, wait_for
 from uworker.journal import BLANKED, MAX_LINES_KEPT, Journal, LineFormatter, SecretFilter
 
 SECRET = "dj_a-very-secret-token"
-WAIT_SECONDS = 100.0
 
 
 def fail(reason: str) -> None:

@@ -15,14 +15,13 @@ from job_api.client import Client
 from job_api.schemas import EngineRun, ResultStatus
 from tests.plugins.holder import LEASE, result
 from tests.scripted import Answer, Asked, ScriptedServer, problem, serving
-from tests.serving import wait_for
+from tests.serving import WAIT_SECONDS, wait_for
 from uworker.holding import Batch, Holding
 from uworker.images import Verdict
 from uworker.keeper import Keeper
 from uworker.poster import MAX_SERVER_ERRORS, Poster
 from uworker.spool import Spool
 
-WAIT_SECONDS = 100.0
 GOOD = {"status": "recognised", "smiles": "CCO"}
 
 

@@ -17,12 +17,11 @@ import pytest
 from job_api.schemas import ProjectSettings
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import wait_for
+from tests.serving import WAIT_SECONDS, wait_for
 from uworker.claimer import LONG_POLL_SECONDS
 from uworker.state import State, StateError, StateFile, WorkerReport, read_state
 
 PROJECT = "patents"
-WAIT_SECONDS = 100.0
 
 
 def report(*, state: State = State.WORKING, images: int = 7, age_seconds: float = 0, doing: str = "") -> WorkerReport:

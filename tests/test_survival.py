@@ -16,11 +16,10 @@ import psutil
 import pytest
 
 from job_api.client import Client
-from job_api.counters import RECOUNT, SUMS
 from job_api.schemas import LeaseStatus, NewToken, ProjectSettings, Role
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
-from tests.plugins.service import RunningService, run
+from tests.plugins.service import RunningService, assert_counters_equal_recount, run
 from tests.scripted import Asked, between
 from tests.serving import LOAD_SECONDS, Serving, is_gone, wait_for
 from uworker.spool import Spool, SpooledLease
@@ -56,21 +55,6 @@ def assert_finished_and_right(admin: Client, corpus: Corpus, directories: int = 
     assert Counter((row["directory"], row["image"]) for row in rows) == Counter(wanted.keys())
     assert {(row["directory"], row["image"]): row["smiles"] for row in rows} == wanted
     assert all(job.failures <= charges for job in admin.jobs(PROJECT))
-
-
-def assert_counters_equal_recount(url: str) -> None:
-    async def both() -> tuple[dict[str, int], dict[str, int]]:
-        connection = await asyncpg.connect(url)
-        try:
-            counters, recount = await connection.fetchrow(SUMS, 1), await connection.fetchrow(RECOUNT, 1)
-            assert counters is not None
-            assert recount is not None
-            return dict(counters), dict(recount)
-        finally:
-            await connection.close()
-
-    counters, recount = run(both())
-    assert counters == recount
 
 
 def end_of(worker: WorkerProcess) -> None:

@@ -19,7 +19,7 @@ from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder
 from tests.plugins.replica import copy_home
 from tests.plugins.service import RunningService
-from tests.serving import LOAD_SECONDS, wait_for
+from tests.serving import LOAD_SECONDS, is_gone, wait_for
 from uworker.demo.samples import draw_awkward
 
 PROJECT = "patents"
@@ -285,7 +285,7 @@ def test_sigterm_posts_what_is_finished_and_gives_back_the_rest(
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
     assert time.monotonic() - asked_at < 20
-    assert not any(child.is_running() and child.status() != "zombie" for child in children)
+    assert all(is_gone(child) for child in children)
     counts = admin.project(PROJECT).jobs
     assert counts.claimed == 0
     assert counts.queued + counts.completed == len(paced_corpus.directories)

@@ -10,12 +10,11 @@ from job_api.client import Client
 from job_api.schemas import JobState, NewUser, Role, Worker
 from tests.plugins.fleet import Corpus, WorkerProcess, WorkerStarter
 from tests.plugins.service import RunningService
-from tests.serving import is_gone, wait_for
+from tests.serving import WAIT_SECONDS, is_gone, wait_for
 from uworker.state import read_state
 
 PROJECT = "patents"
 BEATING = pytest.mark.service(lease_seconds=5, heartbeat_seconds=0.3, sweep_seconds=0.3)
-WAIT_SECONDS = 100.0
 PASSWORD = "a password of some length"
 
 

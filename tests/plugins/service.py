@@ -189,6 +189,12 @@ def make_database(
         assert not any(deadlocks.values()), deadlocks
 
 
+def assert_counters_equal_recount(url: str) -> None:
+    """The counters of every project of a database that is not deleted equal a recount."""
+    for name, (counters, recount) in run(_counted(url)).items():
+        assert counters == recount, name
+
+
 async def _counted(url: str) -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """Each project's counters and a recount, as of one moment."""
     connection = await asyncpg.connect(url)
@@ -261,8 +267,7 @@ class RunningService:
 
     def assert_counters_equal_recount(self) -> None:
         """The counters of every project that is not deleted equal a recount."""
-        for name, (counters, recount) in run(_counted(self.database_url)).items():
-            assert counters == recount, name
+        assert_counters_equal_recount(self.database_url)
 
     def close_clients(self) -> None:
         """Close what `client` opened."""
