@@ -78,13 +78,19 @@ def test_the_service_shows_what_a_workers_machine_does(
 ) -> None:
     admin, worker = start(service, corpus, start_worker)
     wait_calmly(lambda: admin.project(PROJECT).jobs.unfinished == 0, lambda: worker.log)
-    wait_calmly(lambda: (load_of(admin).images_per_second or 0) > 0, lambda: load_of(admin))
+
+    def is_at_work() -> bool:
+        # The machine is looked at once a second, the speed with each word: one may tell of a recogniser sooner.
+        told = load_of(admin)
+        return (told.images_per_second or 0) > 0 and (told.threads or 0) > 0 and (told.cpu_percent or 0) > 0
+
+    wait_calmly(is_at_work, lambda: load_of(admin))
     load = load_of(admin)
     assert load.processes == len(worker.children()) == 1
     assert load.threads is not None
-    assert 1 <= load.threads <= max(4, len(os.sched_getaffinity(0)))
+    assert load.threads <= max(4, len(os.sched_getaffinity(0)))
     assert load.cpu_percent is not None
-    assert 0 < load.cpu_percent <= 100
+    assert load.cpu_percent <= 100
     assert load.memory_percent is not None
 
     def is_the_machines() -> bool:
