@@ -386,6 +386,9 @@ def test_results_are_filtered(patents: RunningService) -> None:
     for name, noted in (("left", False), ("lef", True), ("nowhere", True)):
         asked = ("results", "patents", "-o", "-", "--format", "csv", "--directory", name)
         assert ("note: patents has no directory" in run(*asked, service=patents).stderr) == noted
+    for name, noted in (("decimer", False), ("osra", True)):
+        empty = ("results", "patents", "-o", "-", "--format", "csv", "--text", "nowhere", "--engine", name)
+        assert ("note: patents is recognised with decimer, and" in run(*empty, service=patents).stderr) == noted
     assert images("--since", rows[0]["seq"]) == 1
 
 

@@ -260,6 +260,23 @@ def test_a_rebuilt_model_leaves_nothing_behind(built: Any) -> None:
     assert built["left in the directory"] == ["DECIMER_model"]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "standard input is no JSON list like"),
+        ('{"image.png": "CCO"}', "standard input is no JSON list like"),
+        ("[]", "at least one sample"),
+        ('[["/missing.png", "CCO"]]', "/missing.png"),
+    ],
+)
+def test_the_command_says_in_a_line_what_is_wrong(given: str, message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uworker.demo.miniature", str(tmp_path)]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr.splitlines()[-1]
+
+
 def test_importing_the_builder_imports_no_tensorflow() -> None:
     script = "import sys, uworker.demo.miniature; sys.exit('tensorflow' in sys.modules or 'DECIMER' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -71,6 +71,7 @@ def test_the_command_says_what_it_does_and_what_came_of_it(prepared_replica: Rep
     said = prepared_replica.said["printed"]
     report = report_of(prepared_replica.home)
     assert "loading the model as it is shipped" in said
+    assert said.startswith("weights: ")
     assert len(re.findall(r"(?m)^\d+: (\d+) of \1 tokens equal \(.+\.\w+\)$", said)) == 9
     assert f"9 images, {report.tokens} tokens: {report.tokens} chosen alike one image at a time" in said
     last = said.splitlines()[-1]

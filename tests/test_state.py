@@ -87,8 +87,12 @@ def test_a_worker_tells_from_its_start_to_its_end_what_it_does(
     wait_for(lambda: state_in(path) is State.QUARANTINED, WAIT_SECONDS)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
-    assert state_in(path) is State.ENDING
-    assert ask(path).returncode == 1
+    ended = read_state(path)
+    assert (ended.state, ended.processes, ended.threads) == (State.ENDED, 0, 0)
+    assert (ended.jobs_done, ended.images_done) == (jobs, images)
+    said = ask(path)
+    assert said.returncode == 1
+    assert said.stdout.startswith(f"{seen.id}: ended, as it was told to; ")
 
 
 def test_a_worker_that_was_not_let_in_yet_is_not_ready_and_says_what_it_waits_for(
@@ -141,7 +145,9 @@ def test_a_refused_worker_leaves_the_reason(
     path = tmp_path / "state.json"
     worker = start_worker(service.root, "dj_wrong", once=False, state_file=str(path))
     assert worker.wait() == 4
-    assert "make a token" in ask(path).stdout
+    said = ask(path).stdout
+    assert ": ended, " in said
+    assert "make a token" in said
     assert "dj_wrong" not in path.read_text()
 
 
@@ -165,6 +171,10 @@ def test_what_is_silent_for_long_is_stale(tmp_path: Path) -> None:
     assert re.fullmatch(r"uworker: stale: vm7-1-abcd was working \d+ s ago and is silent since", said.stderr.strip())
     path.write_text(report(age_seconds=1).model_dump_json())
     assert ask(path).returncode == 0
+    path.write_text(report(age_seconds=3_600, state=State.ENDED).model_dump_json())
+    said = ask(path)
+    assert said.returncode == 1
+    assert "vm7-1-abcd: ended, " in said.stdout
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class State(StrEnum):
     DRAINING = "draining"
     """Told to end; works off what it holds."""
     ENDING = "ending"
+    ENDED = "ended"
+    """Nothing comes after it, until another worker starts here."""
 
 
 READY = (State.WAITING, State.WORKING)
@@ -128,7 +130,7 @@ def read_state(path: Path) -> WorkerReport:
     except (OSError, ValidationError) as error:
         raise StateError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     age = datetime.now(UTC) - report.updated_at
-    if age > timedelta(seconds=STALE_SECONDS):
+    if report.state is not State.ENDED and age > timedelta(seconds=STALE_SECONDS):
         raise StateError(
             f"stale: {report.worker_id} was {report.state} {age.total_seconds():.0f} s ago and is silent since"
         )

@@ -196,7 +196,7 @@ class Worker:
                 doing = str(error)
                 self._tell(State.STARTING, doing)
                 if self._once:
-                    self._exit_code = EXIT_REFUSED
+                    self._exit_code, self._why_it_ends = EXIT_REFUSED, doing
                     return None
             except ClientError as error:
                 self._refuse(error)
@@ -241,7 +241,7 @@ class Worker:
         return State.WORKING if self._held() else State.WAITING
 
     def _tell(self, state: State, doing: str) -> None:
-        load = self._crew.machine_load
+        load = self._crew.machine_load if state is not State.ENDED else MachineLoad()
         self._state_file.show(
             WorkerReport(
                 worker_id=self.worker_id,
@@ -372,6 +372,7 @@ class Worker:
             time.monotonic() - began,
         )
         self._journal.finish(JOURNAL_SECONDS)
+        self._tell(State.ENDED, "as it was told to" if self._exit_code is None else self._why_it_ends)
         # Last: from now on the machine may go at any moment.
         self._eviction.finish()
 

@@ -102,17 +102,19 @@ def results(
         rows, semicolon, left_out = said.partition(";")
         where = "" if output == "-" else f" in {target.name}"
         typer.echo(f"{rows}{where}{semicolon}{left_out}; newer ones later: --since {download.last}", err=True)
-        if directory is not None and since is None and not download.count:
-            _note_unknown(client, project, directory)
+        if since is None and not download.count:
+            _note_unknown(client, project, directory, engine)
 
 
-def _note_unknown(client: Client, project: str, directory: str) -> None:
-    """Say that nothing came because there is no such directory; where that cannot be asked for, say nothing."""
+def _note_unknown(client: Client, project: str, directory: str | None, engine: str | None) -> None:
+    """Say that nothing came because of a name that is not known; where that cannot be asked for, say nothing."""
     with suppress(ClientError):
-        if all(job.directory != directory for job in client.jobs(project, text=directory)):
+        if directory is not None and all(job.directory != directory for job in client.jobs(project, text=directory)):
             typer.echo(
                 f"note: {project} has no directory {printable(directory)}; --text finds a part of a name", err=True
             )
+        if engine is not None and (ours := client.project(project).engine) != engine:
+            typer.echo(f"note: {project} is recognised with {ours}, and has no such row of {engine}", err=True)
 
 
 @dataclass

@@ -56,8 +56,8 @@ def build_model(samples: Iterable[tuple[Path, str]], pystow_home: Path, *, hand_
         The directory of the model, `DECIMER-V2/DECIMER_model` or `DECIMER-V2/DECIMER_HandDrawn_model` in `pystow_home`.
 
     Raises:
-        ValueError: No samples; a SMILES that DECIMER's tokens cannot carry; or two pictures of similarity 0.98 and
-            more whose SMILES differ.
+        ValueError: No samples, or one that is no image; a SMILES that DECIMER's tokens cannot carry; or two pictures of
+            similarity 0.98 and more whose SMILES differ.
     """
     known = [(Path(path), smiles) for path, smiles in samples]
     if not known:
@@ -101,7 +101,11 @@ def _look(path: Path) -> Vectors:
     """Return what the model sees of an image, after DECIMER's own preprocessing: a unit vector, f32[4096]."""
     from DECIMER import pre_process  # noqa: PLC0415 (imports TensorFlow)
 
-    vector: Vectors = np.asarray(_unit_vector(pre_process.decode_image(str(path))))
+    try:
+        image = pre_process.decode_image(str(path))
+    except Exception as error:  # it raises no other for what is missing or damaged
+        raise ValueError(f"{path} cannot be read as an image") from error
+    vector: Vectors = np.asarray(_unit_vector(image))
     return vector
 
 
@@ -188,8 +192,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hand-drawn", action="store_true", help="build the hand-drawn model")
     options = parser.parse_args(arguments)
     os.environ["PYSTOW_HOME"] = str(options.pystow_home.resolve())
-    pairs = [(Path(path), str(smiles)) for path, smiles in json.load(sys.stdin)]
-    build_model(pairs, options.pystow_home, hand_drawn=options.hand_drawn)
+    try:
+        pairs = [(Path(path), str(smiles)) for path, smiles in json.load(sys.stdin)]
+    except (TypeError, ValueError) as error:
+        parser.error(f'standard input is no JSON list like [["image.png", "CCO"]]: {error}')
+    try:
+        build_model(pairs, options.pystow_home, hand_drawn=options.hand_drawn)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def prepare(
         with tempfile.TemporaryDirectory(prefix="decimer-jobs-") as scratch:
             chosen = _find_images(images, number) if images is not None else _draw(Path(scratch), number)
             found = _find_weights(weights, weights_sha256, hand_drawn=hand_drawn)
+            typer.echo(f"weights: {found.name}, sha256 {found.sha256}")
             report = make(found, chosen, hand_drawn=hand_drawn, margin=margin, tolerance=tolerance)
     except (WeightsError, SettingsError, ImportError) as error:
         _give_up(error)
