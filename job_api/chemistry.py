@@ -25,17 +25,20 @@ ISOTOPE_RUN = 4
 COMMON_ELEMENTS = frozenset(
     re.findall(
         "[A-Z][a-z]?",
-        "H LiBeBCNOF NaMgAlSiPSCl KCaTiVCrMnFeCoNiCuZnGaGeAsSeBr RbSrZrMoRuRhPdAgCdInSnSbTeI CsBaGdHfReOsIrPtAuHgBi",
+        "H LiBeBCNOF NaMgAlSiPSCl KCaTiVCrMnFeCoNiCuZnGaGeAsSeBr SrZrMoRuRhPdAgCdInSnSbTeI CsBaGdHfReOsIrPtAuHgBi",
     )
 )
-"""Elements that are drawn as themselves. The rest (Pb, Y, W, Ar, Ac, Pr, Ts, ...) are mostly Ph, variables, aryl,
-acetyl, propyl and tosyl misread."""
+"""Elements that are drawn as themselves. The rest (Pb, Y, W, Ar, Ra, Rb, Ac, Pr, Ts, ...) are mostly Ph, variables,
+aryl, acetyl, propyl and tosyl misread."""
 
 _RARE_ELEMENTS = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 119)} - COMMON_ELEMENTS
 _BRACKET_SYMBOL = re.compile(r"\[\d*([A-Z][a-z]?)")
 # What stands for a group: a letter that is no element, or Ar for aryl (argon bears no bond), with digits and primes or
-# without (`[R]`, `[R1']`, `[X]`, `[Ar]`); Y and W only with them, since alone they are elements. The charge stays.
-_VARIABLE = re.compile(r"\[(?:(?:[AEGJLMQRXZ]|Ar)[\d']*|[YW][\d']+)((?:[+-]\d?)?)\]")
+# without (`[R]`, `[R1']`, `[X]`, `[Ar]`); Y and W only with them, since alone they are elements; R also with an index
+# (`[Rc]`, `[R1a]`) that makes it no element. The charge stays.
+_VARIABLE = re.compile(
+    r"\[(?:(?:[AEGJLMQRXZ]|Ar)[\d']*|[YW][\d']+|R(?:\d+[a-z]|[cdi-mo-qstv-z])[\d']*)((?:[+-]\d?)?)\]"
+)
 # With a digit or a prime it is a group for sure, and no element.
 _NUMBERED_VARIABLE = re.compile(r"\[(?:[A-Z]|Ar)[\d']+(?:[+-]\d?)?\]")
 _LABEL = r"\[\d+[A-Za-z][^\[\]]*\]"

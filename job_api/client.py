@@ -68,6 +68,7 @@ T = TypeVar("T")
 
 # A filter may let nothing pass for a hundred million rows, of which each takes the service some microseconds.
 EXPORT_EXTRA_SECONDS = 600.0
+RETRY_SECONDS = 60.0
 
 
 class Claim(NamedTuple):
@@ -108,7 +109,7 @@ class Client:
         username: str | None = None,
         password: str | None = None,
         token: str | None = None,
-        retry_seconds: float = 60.0,
+        retry_seconds: float = RETRY_SECONDS,
         timeout_seconds: float = 30.0,
         stop: threading.Event | None = None,
         transport: httpx.BaseTransport | None = None,

@@ -17,6 +17,8 @@ from job_api.notices import announce
 from job_api.schemas import JobState
 
 COLUMNS = (*(state.value for state in JobState), "images_stored", "images_recognised", "images_listed")
+# How often a row took the place of an older one is written nowhere else, so that it cannot be counted again.
+_SLOT_COLUMNS = (*COLUMNS, "images_replaced")
 
 # For so long slots are used, and so many sets of them are told apart: their numbers fit a smallint.
 PERIOD_SECONDS = 5
@@ -46,7 +48,7 @@ def settling(source: str, slot: str, **changes: str) -> str:
 SETTLE = settling(
     "(SELECT $1::bigint AS project_id) AS n",
     "$2::bigint",
-    **{column: f"${number}::bigint" for number, column in enumerate(COLUMNS, start=3)},
+    **{column: f"${number}::bigint" for number, column in enumerate(_SLOT_COLUMNS, start=3)},
 )
 
 # One process at a time folds. Two keys: those of one key belong to the writers of results.
@@ -65,10 +67,10 @@ gone AS (
     DELETE FROM project_slots s USING past WHERE s.project_id = past.project_id AND s.slot = past.slot RETURNING s.*),
 sums AS (
     SELECT project_id, """  # noqa: S608
-    + ", ".join(f"sum({column})::bigint AS {column}" for column in COLUMNS)
+    + ", ".join(f"sum({column})::bigint AS {column}" for column in _SLOT_COLUMNS)
     + """ FROM gone GROUP BY project_id)
 UPDATE project_slots s SET """
-    + ", ".join(f"{column} = s.{column} + sums.{column}" for column in COLUMNS)
+    + ", ".join(f"{column} = s.{column} + sums.{column}" for column in _SLOT_COLUMNS)
     + " FROM sums WHERE s.project_id = sums.project_id AND s.slot = 0"
 )
 
@@ -81,6 +83,9 @@ SUMS = (
     + ", ".join(f"coalesce(sum({column}), 0)::bigint AS {column}" for column in COLUMNS)
     + " FROM project_slots WHERE project_id = $1"
 )
+
+# Rows that took the place of older ones, in all of a project's time.
+REPLACED = "SELECT coalesce(sum(images_replaced), 0)::bigint FROM project_slots WHERE project_id = $1"
 
 # What the counters must equal, counted the slow way.
 RECOUNT = """
@@ -115,7 +120,7 @@ class Tally(Counter[str]):
         """
         if any(self.values()):
             slot = any_slot() if slot is None else slot
-            await connection.execute(SETTLE, project_id, slot, *(self[column] for column in COLUMNS))
+            await connection.execute(SETTLE, project_id, slot, *(self[column] for column in _SLOT_COLUMNS))
         if self[JobState.QUEUED] > 0:
             await announce(connection, project_id, self[JobState.QUEUED], priority)
 

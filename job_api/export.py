@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from job_api.columns import REVIEW
 from job_api.db import Connection, Database
-from job_api.errors import TooManyRequests
+from job_api.errors import NotFound, TooManyRequests
 from job_api.export_sql import PAGE_END, Selection
 from job_api.schemas import DEFAULT_COLUMNS, ExportFormat, ResultQuery
 
@@ -40,6 +40,11 @@ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND d.datname = current_databas
 """
 
 FIND_JOB = "SELECT id FROM jobs WHERE project_id = $1 AND directory = $2"
+# Of the project, or of a row of any.
+KNOWS_ENGINE = """
+SELECT EXISTS (SELECT FROM projects WHERE id = $1 AND engine = $2)
+    OR EXISTS (SELECT FROM provenances WHERE engine = $2)
+"""
 COUNT_ROWS_OF_JOB = "SELECT count(*) FROM (SELECT FROM results WHERE job_id = $1 LIMIT $2) few"
 
 # Whether a person has said anything of a project's results. Engines are known by the processes that ran them, of all
@@ -77,6 +82,7 @@ class Exports:
         """Begin an export, which must be closed.
 
         Raises:
+            NotFound: the project has no such directory, or nothing is of that engine.
             TooManyRequests: as many as may are running.
             DatabaseUnavailable: the database is away.
         """
@@ -129,9 +135,12 @@ async def _select(connection: Connection, project_id: int, query: ResultQuery) -
     of_others = "agreement" in names or query.agreement is not None
     job_id, through_job = None, False
     if query.directory is not None:
-        # No job has the id 0.
-        job_id = await connection.fetchval(FIND_JOB, project_id, query.directory) or 0
+        job_id = await connection.fetchval(FIND_JOB, project_id, query.directory)
+        if job_id is None:
+            raise NotFound(f"the project has no directory {query.directory!r}; text= finds a part of a name")
         through_job = await connection.fetchval(COUNT_ROWS_OF_JOB, job_id, MAX_JOB_ROWS + 1) <= MAX_JOB_ROWS
+    if query.engine is not None and not await connection.fetchval(KNOWS_ENGINE, project_id, query.engine):
+        raise NotFound(f"no row is of an engine {query.engine!r}, nor is the project")
     return Selection(
         project_id,
         query.format,

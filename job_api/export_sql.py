@@ -30,6 +30,11 @@ _SMI_NAME = rf"regexp_replace(j.directory || '/' || r.image, '[{_BREAKING}]', ' 
 _NO_SPACE = rf"!~ '[{_BREAKING}\s]'"
 # What a person put in the engine's place; what was rejected, as long as the engine says the same.
 _BEST_SMILES = "coalesce(w.corrected_smiles, r.smiles)"
+# What was said of another answer than there is now says nothing of this one; a correction is of the image.
+_REVIEW_STATUS = (
+    "CASE WHEN w.review_status <> 'corrected' AND w.reviewed_smiles IS DISTINCT FROM r.smiles THEN 'none' "
+    "ELSE coalesce(w.review_status, 'none') END"
+)
 _NOT_REJECTED = "(w.review_status = 'rejected' AND w.reviewed_smiles IS NOT DISTINCT FROM r.smiles) IS NOT TRUE"
 
 
@@ -123,7 +128,7 @@ class Selection:
         if wanted.valid is not None:
             conditions.append(f"r.is_valid = {'true' if wanted.valid else 'false'}")
         if wanted.review_status is not None:
-            said = "coalesce(w.review_status, 'none')" if self.reviewed else "'none'"
+            said = _REVIEW_STATUS if self.reviewed else "'none'"
             conditions.append(f"{said} IN ({_words(wanted.review_status)})")
         if wanted.agreement is not None:
             said = f"({columns.AGREEMENT})" if self.several_engines else "NULL"

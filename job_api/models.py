@@ -164,10 +164,11 @@ class ProjectSlotRow(SQLModel, table=True):
     images_stored: int = _count()
     images_recognised: int = _count()
     images_listed: int = _count()
+    images_replaced: int = _count()
 
 
 class ProjectSampleRow(SQLModel, table=True):
-    """How many rows a project had at a moment; the rate is the difference of two."""
+    """How many rows a project had at a moment, and how many had been replaced; the rate is the difference of two."""
 
     __tablename__: ClassVar[str] = "project_samples"
     project_id: int = Field(

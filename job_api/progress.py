@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from job_api.counters import COLUMNS, SUMS
+from job_api.counters import COLUMNS, REPLACED, SUMS
 from job_api.db import Connection
 from job_api.projects import row_of
 from job_api.schemas import ImageCounts, JobCounts, JobState, ProjectCost, ProjectStatus
@@ -27,7 +27,7 @@ WHERE project_id = $1 AND sampled_at >= now() - $2 * interval '1 second' ORDER B
 TAKE_SAMPLES = """
 INSERT INTO project_samples (project_id, sampled_at, images_stored)
 SELECT n.project_id, date_bin('5 seconds', now(), 'epoch'), n.images_stored
-FROM (SELECT project_id, sum(images_stored)::bigint AS images_stored, sum(claimed) AS claimed
+FROM (SELECT project_id, sum(images_stored + images_replaced)::bigint AS images_stored, sum(claimed) AS claimed
       FROM project_slots GROUP BY project_id) AS n
 -- A project that is just being deleted is passed over: its row would have to be waited for.
 JOIN (SELECT id FROM projects FOR KEY SHARE SKIP LOCKED) AS p ON p.id = n.project_id
@@ -65,12 +65,14 @@ async def status(connection: Connection, name: str) -> ProjectStatus:
     sums = dict(await connection.fetchrow(SUMS, row["id"]) or dict.fromkeys(COLUMNS, 0))
     sample = await connection.fetchrow(SAMPLE, row["id"], RATE_WINDOW_SECONDS)
     usage = await connection.fetchrow(USAGE, row["id"])
+    # A row that a rerun replaces was as much work as any.
+    made = sums["images_stored"] + await connection.fetchval(REPLACED, row["id"])
     rate = None
     if sample is not None and sample["age_seconds"] >= 1:
-        rate = (sums["images_stored"] - sample["images_stored"]) / sample["age_seconds"]
+        rate = (made - sample["images_stored"]) / sample["age_seconds"]
     left = _images_left(sums)
     eta_seconds, eta_assumes = _eta(sums, left, rate, paused=row["paused"])
-    cost, cost_assumes = _cost(row["price_per_worker_hour"], usage, sums, left if eta_seconds is not None else None)
+    cost, cost_assumes = _cost(row["price_per_worker_hour"], usage, made, left if eta_seconds is not None else None)
     base = f"/v4/{name}"
     return ProjectStatus(
         **dict(row),
@@ -82,7 +84,7 @@ async def status(connection: Connection, name: str) -> ProjectStatus:
         ),
         images_per_second=rate,
         rate_window_seconds=sample["age_seconds"] if sample is not None and rate is not None else None,
-        images_per_second_overall=_overall(usage, sums),
+        images_per_second_overall=_overall(usage, made),
         worker_seconds=usage["worker_seconds"] if usage else 0,
         busy_seconds=usage["busy_seconds"] if usage else 0,
         eta_seconds=eta_seconds,
@@ -132,7 +134,7 @@ def _eta(sums: dict[str, Any], left: float | None, rate: float | None, *, paused
     if rate is None:
         return None, "nothing can be said: nobody was at work in the last 5 minutes, or has only just begun"
     if rate <= 0:
-        return None, "nothing can be said: no new image was stored in the last 5 minutes"
+        return None, "nothing can be said: no result was stored in the last 5 minutes"
     mean = sums["images_listed"] / sums[JobState.COMPLETED]
     assumes = (
         f"each of the {unfinished} unfinished directories holds {mean:.1f} images, as the completed ones do on "
@@ -141,25 +143,25 @@ def _eta(sums: dict[str, Any], left: float | None, rate: float | None, *, paused
     return left / rate, assumes
 
 
-def _images_counted(usage: asyncpg.Record | None, sums: dict[str, Any]) -> int:
-    """Rows that were stored while the workers' time was counted; none also when more were deleted since."""
-    return max(sums["images_stored"] - usage["images_before"], 0) if usage else 0
+def _images_counted(usage: asyncpg.Record | None, made: int) -> int:
+    """Rows that were made while the workers' time was counted; none also when more were deleted since."""
+    return max(made - usage["images_before"], 0) if usage else 0
 
 
-def _overall(usage: asyncpg.Record | None, sums: dict[str, Any]) -> float | None:
+def _overall(usage: asyncpg.Record | None, made: int) -> float | None:
     """Rows a second, over all the time in which a worker worked."""
-    images = _images_counted(usage, sums)
+    images = _images_counted(usage, made)
     return images / usage["busy_seconds"] if usage and images and usage["busy_seconds"] else None
 
 
 def _cost(
-    price: float | None, usage: asyncpg.Record | None, sums: dict[str, Any], left: float | None
+    price: float | None, usage: asyncpg.Record | None, made: int, left: float | None
 ) -> tuple[ProjectCost | None, str | None]:
     """What the workers' time cost, and what that rests on; nothing where there is no price."""
     if price is None:
         return None, None
     spent = price * (usage["worker_seconds"] if usage else 0) / 3600
-    images = _images_counted(usage, sums)
+    images = _images_counted(usage, made)
     each = spent / images if images else None
     expected = spent if left == 0 else spent + left * each if left is not None and each else None
     assumes = (

@@ -85,11 +85,12 @@ _REPLACED = ", ".join(f"{name} = EXCLUDED.{name}" for name in SAID if name not i
 # the provenance is not there: a database that crashed or was failed over may have lost one that a process remembers.
 # The LIMIT makes each row sent be looked up by itself: a join may read all rows of the job for each batch.
 _STORE_SETTLED = settling(
-    "(SELECT h.project_id, c.* FROM counted c CROSS JOIN held h WHERE c.added <> 0 OR c.recognised <> 0) AS n "  # noqa: S608
+    "(SELECT h.project_id, c.* FROM counted c CROSS JOIN held h WHERE c.stored <> 0) AS n "  # noqa: S608
     + AFTER_FORGOTTEN,
     "$7",
     images_stored="n.added",
     images_recognised="n.recognised",
+    images_replaced="n.stored - n.added",
 )
 STORE = f"""
 WITH {HELD},

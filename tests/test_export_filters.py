@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ def test_filters(service: RunningService, admin: Client) -> None:
     for filters, wanted in (
         ({"engine": "decimer"}, decimer),
         ({"engine": "osra"}, ["1.png", "2.png"]),
-        ({"engine": "molscribe"}, []),
         ({"min_confidence": 0.9, "directory": "a"}, ["2.png", "3.png"]),
         ({"min_confidence": 1e-300, "directory": "a"}, ["1.png", "2.png", "3.png"]),
         ({"flag": "has_rgroup"}, ["1.png"]),
@@ -118,9 +118,39 @@ def test_filters(service: RunningService, admin: Client) -> None:
     assert raw(admin, "smi", agreement="same_skeleton").count(b"2.png") == 2
     reviewed(service)
     assert images(admin, review_status="accepted") == ["1.png"]
-    assert images(admin, review_status=["corrected", "rejected"]) == ["2.png", "3.png", "4.png", "9.png"]
-    assert images(admin, review_status=["none"], engine="decimer") == ["5.png", "6\t\n7.png", "8.png"]
+    # Of 9.png another answer was rejected than there is now.
+    assert images(admin, review_status=["corrected", "rejected"]) == ["2.png", "3.png", "4.png"]
+    assert images(admin, review_status=["none"], engine="decimer") == ["5.png", "6\t\n7.png", "8.png", "9.png"]
     assert images(admin, review_status=["none", "accepted"], directory="a") == ["1.png", "5.png", "1.png", "2.png"]
+
+
+def test_an_answer_that_came_after_the_review_counts_as_not_looked_at(service: RunningService, admin: Client) -> None:
+    reviewed(service)
+    asked = {"columns": "image,review_status,review_outdated", "engine": "decimer"}
+    service.sql("UPDATE results SET smiles = 'CCOC' WHERE image IN ('1.png', '2.png', '3.png') AND engine = 'decimer'")
+    assert {row["image"]: row["review_outdated"] for row in admin.results(PROJECT, **asked)}["1.png"] is True
+    believed = ["none", "accepted", "corrected"]
+    assert images(admin, review_status="accepted") == images(admin, review_status="rejected") == []
+    assert images(admin, review_status="corrected") == ["2.png", "4.png"], "of an image, whatever is said of it later"
+    unseen = ["1.png", "3.png", "5.png", "6\t\n7.png", "8.png", "9.png"]
+    assert images(admin, review_status="none", engine="decimer") == unseen
+    assert b"CCOC\ta/1.png" in raw(admin, "smi", review_status=believed)
+    assert b"1.png" not in raw(admin, "smi", review_status=["accepted", "corrected"], engine="decimer")
+
+
+def test_names_that_are_not_known_are_told(service: RunningService, admin: Client) -> None:
+    for filters, why in (
+        ({"directory": "b"}, "the project has no directory 'b'; text= finds a part of a name"),
+        ({"directory": "a' OR true --"}, "the project has no directory"),
+        ({"engine": "molscribe"}, "no row is of an engine 'molscribe', nor is the project"),
+    ):
+        with pytest.raises(ClientError, match=re.escape(why)):
+            images(admin, **filters)
+    # Of what is known and has no rows yet nothing is said.
+    admin.put_project("others", ProjectSettings(source="file:///data", engine="molscribe"))
+    admin.add_jobs("others", ["b"])
+    assert list(admin.results("others", directory="b", engine="molscribe")) == []
+    assert list(admin.results("others", engine="osra")) == []
 
 
 def raw(client: Client, export_format: str, **query: Any) -> bytes:
@@ -263,7 +293,9 @@ def test_an_smi_has_the_best_smiles_of_each_row_and_says_what_it_leaves_out(
     assert "".join(filter(None, map(smi.line, asked))) == text
     for name, opened in (("out.smi", open), ("out.smi.gz", gzip.open)):
         done = downloaded(service, tmp_path / name, "--engine", "decimer")
-        assert f"5 rows in {tmp_path / name}; 3 left out, without a SMILES or rejected; newer ones" in done
+        reasons = ("no SMILES", "rejected by a review", "white space in the SMILES")
+        left_out = "".join(f"; 1 left out: {reason}" for reason in reasons)
+        assert f"5 rows in {tmp_path / name}{left_out}; newer ones" in done
         with opened(tmp_path / name, "rb") as file:
             assert file.read().decode() == text
     supplier = Chem.SmilesMolSupplier(str(tmp_path / "out.smi"), delimiter="\t", titleLine=False)
@@ -280,6 +312,34 @@ def downloaded(service: RunningService, target: Path, *options: str) -> str:
     done = CliRunner().invoke(app, ["results", PROJECT, "-o", str(target), *options], env=env)
     assert done.exit_code == 0, done.output
     return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "filters"),
+    [
+        (["--status", "blank", "--status", "crashed"], {"status": ["blank", "crashed"]}),
+        (["--directory", DIRECTORIES[1]], {"directory": DIRECTORIES[1]}),
+        (["--text", "Müller"], {"text": "Müller"}),
+        (["--engine", "osra"], {"engine": "osra"}),
+        (["--min-confidence", "0.9"], {"min_confidence": 0.9}),
+        (["--flag", "truncated", "--flag", "isotope_run"], {"flag": ["truncated", "isotope_run"]}),
+        (["--without-flag", "truncated"], {"without_flag": ["truncated"]}),
+        (["--valid"], {"valid": True}),
+        (["--invalid"], {"valid": False}),
+        (["--review-status", "accepted"], {"review_status": ["accepted"]}),
+        (["--agreement", "same_skeleton"], {"agreement": ["same_skeleton"]}),
+        (["--since", "4"], {"since": 4}),
+    ],
+)
+def test_each_option_of_the_command_is_the_filter_of_its_name(
+    service: RunningService, admin: Client, tmp_path: Path, options: list[str], filters: dict[str, Any]
+) -> None:
+    reviewed(service)
+    out = tmp_path / "out.jsonl"
+    downloaded(service, out, *options)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == list(admin.results(PROJECT, **filters))
+    assert 0 < len(rows) < len(list(admin.results(PROJECT)))
 
 
 def test_the_command_takes_every_filter_and_packs_what_ends_in_gz(

@@ -165,7 +165,7 @@ def test_without_an_eta_it_says_why(service: RunningService, admin: Client) -> N
     assert "nobody was at work" in said()
     sample(service, 5)
     service.sql(SAMPLED_AGO)
-    assert "no new image was stored" in said()
+    assert "no result was stored" in said()
     worker.complete(worker.one(PROJECT), 1, "1.png")
     assert admin.project(PROJECT).eta_seconds == pytest.approx(8 * 200, rel=0.2)
     admin.pause(PROJECT)
@@ -182,6 +182,39 @@ def test_the_rows_of_a_run_before_are_no_work_done(service: RunningService, admi
     assert admin.project(PROJECT).eta_seconds == pytest.approx(8 * 200, rel=0.2)
     admin.rerun(PROJECT, first.job_id)
     assert admin.project(PROJECT).eta_seconds == pytest.approx(9 * 200, rel=0.2)
+
+
+def test_a_rerun_has_a_pace_and_a_price(service: RunningService, admin: Client) -> None:
+    admin.put_project(PROJECT, ProjectSettings(price_per_worker_hour=3600))
+    worker = Holder(service.client("worker"))
+    for _ in range(2):
+        worker.complete(worker.one(PROJECT), 2, "1.png", "2.png")
+    for job in admin.jobs(PROJECT, state="queued"):
+        admin.cancel(PROJECT, job.id)
+    again = [job.id for job in admin.jobs(PROJECT, state="completed")]
+    for job_id in again:
+        admin.rerun(PROJECT, job_id)
+    lease = worker.one(PROJECT)
+    sample(service, 20)
+    service.sql(SAMPLED_AGO)
+    worker.complete(lease, 2, "1.png", "2.png")
+    status = admin.project(PROJECT)
+    assert (status.images.stored, status.jobs.completed, status.jobs.queued) == (4, 1, 1)
+    assert status.images_per_second == pytest.approx(2 / 200, rel=0.2)
+    # The other directory's two.
+    assert status.eta_seconds == pytest.approx(200, rel=0.2)
+    assert status.images_per_second_overall == pytest.approx(6 / 20, rel=0.1)
+    assert status.cost is not None
+    assert status.cost.per_1000_images == pytest.approx(20_000 / 6, rel=0.1)
+    # Sent again through the same lease nothing is replaced, and what replaces nothing is counted once.
+    lease = worker.one(PROJECT)
+    for _ in range(2):
+        worker.post(lease, "1.png", "3.png")
+    assert service.sql("SELECT sum(images_replaced)::int AS n, sum(images_stored)::int AS m FROM project_slots") == [
+        {"n": 3, "m": 5}
+    ]
+    sample(service, 1)
+    assert service.sql("SELECT max(images_stored)::int AS n FROM project_samples") == [{"n": 8}]
 
 
 def test_directories_that_take_long_come_first(service: RunningService, admin: Client) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import openpyxl
 import pytest
 
 from job_api.client import Client
@@ -376,6 +377,49 @@ def test_a_downloaded_file_with_its_review_columns_filled_in_is_sent_as_it_is(
     assert exported(admin)["a", "1.png"]["review_outdated"] is True
 
 
+def test_a_downloaded_workbook_is_filled_in_and_sent_as_it_is(
+    service: RunningService, worker: Holder, admin: Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.xlsx"
+
+    def send() -> tuple[int, str, str]:
+        return command(service, tmp_path, "review", PROJECT, "--file", path)
+
+    assert command(service, tmp_path, "results", PROJECT, "-o", path)[0] == 0
+    book = openpyxl.load_workbook(path)
+    sheet = book["results"]
+    columns = {cell.value: number for number, cell in enumerate(sheet[1], start=1)}
+    filled: dict[int, dict[str, str | float]] = {
+        2: {"review_status": "Accepted "},
+        3: {"review_status": "corrected", "corrected_smiles": "C1CCCCC1[R1]", "review_note": 7},
+        6: {"review_status": "corrected", "corrected_smiles": "C("},
+        7: {"review_status": "rejected"},
+    }
+    for row, fields in filled.items():
+        for name, value in fields.items():
+            sheet.cell(row, columns[name]).value = value
+    book.save(path)
+    code, out, err = send()
+    assert (code, out) == (1, "3 reviews stored, 0 taken back, 0 there already, 1 refused\n")
+    refused = r'line 6: Größe & "Söhne",\n(Müller)/2.png: corrected_smiles: RDKit cannot read it'
+    assert err.startswith(refused), err
+    stored = exported(admin)
+    assert (stored["a", "2.png"]["corrected_smiles"], stored["a", "2.png"]["review_note"]) == ("C1CCCCC1[R1]", "7")
+    assert [row["image"] for row in admin.results(PROJECT, review_status="rejected")] == ["3.png"]
+
+    # What is read out again with its reviews says nothing new, and where the answer has changed, says so.
+    command(service, tmp_path, "results", PROJECT, "-o", path)
+    assert send()[1] == "0 reviews stored, 0 taken back, 3 there already, 0 refused\n"
+    admin.rerun(PROJECT, stored["a", "1.png"]["job_id"])
+    worker.post(worker.one(PROJECT), rows=[result("1.png", smiles="CCN")])
+    command(service, tmp_path, "results", PROJECT, "-o", path)
+    assert "a/1.png: is of an earlier answer" in send()[2]
+    path.write_bytes(b"PK\x03\x04 no workbook")
+    assert send()[2].startswith(f"job-api: {path} is no workbook: ")
+    path.unlink()
+    assert send()[2].startswith(f"job-api: cannot read {path}: No such file")
+
+
 def test_a_file_that_makes_no_sense_is_told_by_line_or_as_a_whole(
     service: RunningService, worker: Holder, tmp_path: Path
 ) -> None:
@@ -403,7 +447,11 @@ def test_a_file_that_makes_no_sense_is_told_by_line_or_as_a_whole(
     assert (code, err) == (1, "line 3: a/2.png: is of the project other\n")
     assert sent("image,review_status\n1.png,accepted\n")[2] == f"job-api: {path} has no column directory\n"
     assert sent("image;directory\n")[2].endswith("; the separator must be a comma\n")
-    assert "a CSV is wanted" in command(service, tmp_path, "review", PROJECT, "--file", tmp_path / "results.xlsx")[2]
+    for name in ("results.parquet", "results.csv.gz"):
+        assert (
+            "wanted is an .xlsx or a .csv"
+            in command(service, tmp_path, "review", PROJECT, "--file", tmp_path / name)[2]
+        )
     assert "is not UTF-8" in sent(heading.encode() + b"a,\xff.png,,accepted,,\n")[2]
     # What follows a quote that nobody closes would be one note; what is before it is not sent either.
     unclosed = f'{heading}a,1.png,,accepted,,\n\na,2.png,,accepted,,"seen\na,3.png,,accepted,,\n'

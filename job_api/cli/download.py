@@ -2,9 +2,9 @@
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -15,10 +15,11 @@ from job_api import smi
 from job_api.cli.destinations import Destination, destination
 from job_api.cli.files import MADE_HERE, MadeFile
 from job_api.cli.options import Config, ProjectArgument, given
-from job_api.client import Client, ClientError
+from job_api.client import RETRY_SECONDS, Client
 from job_api.config import connect
+from job_api.formats import Counts
 from job_api.schemas import Agreement, ExportFormat, KnownFlag, ResultStatus, ReviewedAs
-from job_api.terminal import printable, progress_bar
+from job_api.terminal import progress_bar
 
 app = typer.Typer()
 
@@ -76,6 +77,9 @@ def results(
         typer.Option("--agreement", help="Only rows that stand so to other engines' answers; may be repeated."),
     ] = None,
     since: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only rows newer than row N.")] = None,
+    retry_seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="How long a service that is away is tried again.")
+    ] = RETRY_SECONDS,
     config: Config = None,
 ) -> None:
     """Read the results of a project out, as what the file's ending says. A download that breaks is taken up again."""
@@ -96,25 +100,12 @@ def results(
     )
     if columns and wanted is ExportFormat.SMI:
         raise typer.BadParameter("an smi has no columns to choose")
-    with connect(config) as client, progress_bar() as progress:
+    with connect(config, retry_seconds=retry_seconds) as client, progress_bar() as progress:
         download = Download(client, project, filters, progress, last=since or 0)
         said = _write_records(target, download, wanted, columns or None)
         rows, semicolon, left_out = said.partition(";")
         where = "" if output == "-" else f" in {target.name}"
         typer.echo(f"{rows}{where}{semicolon}{left_out}; newer ones later: --since {download.last}", err=True)
-        if since is None and not download.count:
-            _note_unknown(client, project, directory, engine)
-
-
-def _note_unknown(client: Client, project: str, directory: str | None, engine: str | None) -> None:
-    """Say that nothing came because of a name that is not known; where that cannot be asked for, say nothing."""
-    with suppress(ClientError):
-        if directory is not None and all(job.directory != directory for job in client.jobs(project, text=directory)):
-            typer.echo(
-                f"note: {project} has no directory {printable(directory)}; --text finds a part of a name", err=True
-            )
-        if engine is not None and (ours := client.project(project).engine) != engine:
-            typer.echo(f"note: {project} is recognised with {ours}, and has no such row of {engine}", err=True)
 
 
 @dataclass
@@ -123,7 +114,8 @@ class Download:
 
     Args:
         last: the number of the last row that has come.
-        count: how many have come; `omitted` of them were not written, for the format cannot hold them.
+        count: how many have come.
+        omitted: those of them that were not written, for the format cannot hold them, by reason.
     """
 
     client: Client
@@ -132,7 +124,7 @@ class Download:
     progress: Progress
     last: int
     count: int = 0
-    omitted: int = 0
+    omitted: Counter[str] = field(default_factory=Counter)
 
     def records(self, export_format: ExportFormat, columns: list[str] | None) -> Iterator[bytes]:
         """Rows as the service writes them."""
@@ -167,15 +159,14 @@ def _write_records(target: Destination, download: Download, wanted: ExportFormat
     target.write(_packed(records) if target.name.endswith(GZIP_ENDING) else records)
     if made is not None:
         return str(made)
-    omitted = f"; {download.omitted} left out, without a SMILES or rejected" if wanted is ExportFormat.SMI else ""
-    return f"{download.count - download.omitted} rows{omitted}"
+    return str(Counts(download.count - download.omitted.total(), download.omitted))
 
 
 def _smi(download: Download) -> Iterator[bytes]:
     for row in download.rows(list(smi.COLUMNS)):
         line = smi.line(row)
         if line is None:
-            download.omitted += 1
+            download.omitted[smi.why_not(row)] += 1
         else:
             yield line.encode()
 

@@ -1,4 +1,4 @@
-"""The command that sends what people say of results, from a CSV file such as `job-api results` writes."""
+"""The command that sends what people say of results, from an XLSX or CSV file such as `job-api results` writes."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from job_api.cli.options import Config, ProjectArgument
 from job_api.client import ClientError
 from job_api.config import connect
+from job_api.formats import INSTALL
 from job_api.schemas import MAX_REVIEWS_PER_PUT, ExportFormat, NewReview, ReviewStatus
 from job_api.terminal import printable
 from job_api.text import mistake
@@ -24,7 +25,8 @@ NEEDED = ("directory", "image", "review_status")
 SAID = ("review_status", "corrected_smiles", "note", "review_note")
 """Where all of these are empty, a row says nothing."""
 TAKE_BACK = "none"
-NO_CSV = {f".{other}" for other in ExportFormat if other is not ExportFormat.CSV} | {".gz"}
+WORKBOOK = f".{ExportFormat.XLSX}"
+UNREAD = {f".{other}" for other in ExportFormat} - {f".{ExportFormat.CSV}", WORKBOOK} | {".gz"}
 # A row of an export may hold thousands of tokens.
 csv.field_size_limit(16 << 20)
 
@@ -46,8 +48,8 @@ def review(
         Path,
         typer.Option(
             metavar="FILE",
-            help="CSV with the columns directory, image, review_status (accepted, corrected, rejected, or none to take "
-            "it back), corrected_smiles; engine, note and smiles (the answer that was looked at) where wanted.",
+            help="XLSX or CSV with the columns directory, image, review_status (accepted, corrected, rejected, or none "
+            "to take it back), corrected_smiles; engine, note and smiles (the answer that was looked at) where wanted.",
         ),
     ],
     check: Annotated[
@@ -55,13 +57,13 @@ def review(
     ] = True,
     config: Config = None,
 ) -> None:
-    """Accept, correct or reject results: the rows of a CSV file whose review columns say something.
+    """Accept, correct or reject results: the rows of a file whose review columns say something.
 
     A file of `job-api results` will do, with these columns filled in. Sending it again changes nothing.
     """
     stored = removed = unchanged = refused = 0
     with connect(config) as client:
-        # Read as a whole first: of a file that is no CSV nothing is sent.
+        # Read as a whole first: of a file that is damaged nothing is sent.
         said = list(_lines(file, project))
         judged = _each_once(_judged(said, check=check), client.project(project).engine)
         while lines := list(islice(judged, MAX_REVIEWS_PER_PUT)):
@@ -84,34 +86,65 @@ def review(
 
 def _lines(path: Path, project: str) -> Iterator[Line]:
     """The rows that say something; those that are of another project say that instead."""
-    if path.suffix.lower() in NO_CSV:
-        raise ClientError(f"{path} ends in {path.suffix}; a CSV is wanted, as `job-api results` writes it to out.csv")
+    if (ending := path.suffix.lower()) in UNREAD:
+        raise ClientError(f"{path} ends in {ending}; wanted is an .xlsx or a .csv, as `job-api results` writes them")
+    rows = _rows_of_workbook(path) if ending == WORKBOOK else _rows_of_csv(path)
+    _, heading = next(rows, (0, []))
+    if missing := [name for name in NEEDED if name not in heading]:
+        raise ClientError(f"{path} has no column {', '.join(missing)}{_other_separator(heading)}")
+    for number, cells in rows:
+        # What is missing at the end is empty.
+        row = dict.fromkeys(heading, "") | dict(zip(heading, cells, strict=False))
+        if len(cells) > len(heading):
+            yield Line(number, _image(row), "has more fields than the heading")
+        elif row.get("project", project) not in ("", project):
+            yield Line(number, _image(row), f"is of the project {row['project']}")
+        elif any(row.get(name, "").strip() for name in SAID):
+            yield Line(number, _image(row), _review(row))
+
+
+def _rows_of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the number of the line it begins in."""
     ended = 0
     try:
         # A spreadsheet may write a mark at the beginning.
         with path.open(encoding="utf-8-sig", newline="") as file:
             # Strict: a quote that nobody closes would make all that follows one field.
             rows = csv.reader(file, strict=True)
-            heading = next(rows, [])
-            if missing := [name for name in NEEDED if name not in heading]:
-                raise ClientError(f"{path} has no column {', '.join(missing)}{_other_separator(heading)}")
-            ended = rows.line_num
             for cells in rows:
                 number, ended = ended + 1, rows.line_num
-                # What is missing at the end is empty.
-                row = dict.fromkeys(heading, "") | dict(zip(heading, cells, strict=False))
-                if len(cells) > len(heading):
-                    yield Line(number, _image(row), "has more fields than the heading")
-                elif row.get("project", project) not in ("", project):
-                    yield Line(number, _image(row), f"is of the project {row['project']}")
-                elif any(row.get(name, "").strip() for name in SAID):
-                    yield Line(number, _image(row), _review(row))
+                yield number, cells
     except UnicodeDecodeError:
         raise ClientError(f"{path} is not UTF-8; save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise ClientError(f"{path} is no CSV: the row that begins in line {ended + 1}: {error}") from None
     except OSError as error:
         raise ClientError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _rows_of_workbook(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each row of the first sheet with its number there."""
+    try:
+        from python_calamine import CalamineError, load_workbook  # noqa: PLC0415 - not everywhere installed
+    except ModuleNotFoundError:
+        raise ClientError(f"an xlsx takes python-calamine, which is not installed; {INSTALL}, or send a CSV") from None
+    try:
+        with path.open("rb") as file:
+            sheet = load_workbook(file).get_sheet_by_index(0)
+    except OSError as error:
+        raise ClientError(f"cannot read {path}: {error.strerror}") from None
+    except CalamineError as error:
+        raise ClientError(f"{path} is no workbook: {error}") from None
+    for number, cells in enumerate(sheet.to_python(skip_empty_area=False), start=1):
+        yield number, [_said_in(cell) for cell in cells]
+
+
+def _said_in(cell: object) -> str:
+    """What stands in a cell of a workbook, as a CSV has it."""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    # Each number of a workbook is a float.
+    return f"{cell:.15g}" if isinstance(cell, float) else str(cell)
 
 
 def _other_separator(heading: list[str]) -> str:

@@ -139,7 +139,8 @@ async def export_results(
 
     A download that breaks off is taken up again with the last row's `seq` as `since`. A row that is replaced while a
     download runs has a higher `seq` then, and is in the next answer instead: ask again with `Next-Since` as `since`
-    until an answer brings no rows.
+    until an answer brings no rows. A directory that the project does not have, and an engine of which there is no row,
+    are refused (404).
 
     Parquet, XLSX and zip come as they are, whatever encoding is accepted. An XLSX is for at most 100,000 rows, and is
     refused where there are more (422). The last record of an SDF says in the field `EXPORT_COUNTS` how many rows were

@@ -144,7 +144,7 @@ class ProjectStatus(Project):
     jobs: JobCounts
     images: ImageCounts
     images_per_second: float | None = Field(
-        description="rows added in the last `rate_window_seconds`, at most 300; not those that a rerun replaces"
+        description="rows stored in the last `rate_window_seconds`, at most 300; those that a rerun replaces too"
     )
     rate_window_seconds: float | None
     images_per_second_overall: float | None = Field(
