@@ -322,7 +322,7 @@ def test_every_format_tells_rows_of_a_prepared_model_from_those_of_the_weights_t
         table = pyarrow.parquet.read_table(io.BytesIO(content), columns=["image", "prepared"])
         assert {row["image"]: row["prepared"] for row in table.to_pylist()} == prepared
     for content, _ in both_files(service, tmp_path, "xlsx"):
-        frame = pandas.read_excel(io.BytesIO(content), sheet_name="results", dtype=object)
+        frame = pandas.read_excel(io.BytesIO(content), sheet_name="results", dtype=object, engine="openpyxl")
         assert (
             dict(zip(frame["image"], frame["prepared"].where(frame["prepared"].notna(), None), strict=True)) == prepared
         )
