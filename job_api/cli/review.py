@@ -136,15 +136,8 @@ def _rows_of_workbook(path: Path) -> Iterator[tuple[int, list[str]]]:
     except CalamineError as error:
         raise ClientError(f"{path} is no workbook: {error}") from None
     for number, cells in enumerate(sheet.to_python(skip_empty_area=False), start=1):
-        yield number, [_said_in(cell) for cell in cells]
-
-
-def _said_in(cell: object) -> str:
-    """What stands in a cell of a workbook, as a CSV has it."""
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    # Each number of a workbook is a float.
-    return f"{cell:.15g}" if isinstance(cell, float) else str(cell)
+        # Each number of a workbook is a float.
+        yield number, [f"{cell:.15g}" if isinstance(cell, float) else str(cell) for cell in cells]
 
 
 def _other_separator(heading: list[str]) -> str:
