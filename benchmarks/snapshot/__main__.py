@@ -28,6 +28,7 @@ from uworker.snapshot.tree import CODE, RECIPE, code_files
 from uworker.weights import Weights, find_weights
 
 FIGURES = (
+    Figure("prepare_seconds"),
     Figure("build_cold_seconds"),
     Figure("build_warm_seconds", at_most=20),
     Figure("image_mb"),
@@ -37,6 +38,7 @@ FIGURES = (
     Figure("first_result_seconds"),
 )
 NOTE = (
+    "Prepare: making and proving the prepared model, once for these weights; next to nothing where it was made before. "
     "Cold: an engine with nothing but Debian's base image, downloads included. Warm: after a change "
     "of the code. Snapshot: ./build_snapshot.sh when the image is there, saving included. First result: from `bash "
     "start_worker.sh`, the image being loaded."
@@ -71,10 +73,14 @@ def main(
             weights, samples = _weights(scratch, weights_home)
             # None can be prepared of the miniature model.
             is_shipped = as_shipped or weights_home is None
-            prepared = None if is_shipped else prepared_for(weights, hand_drawn=False, say=say)
+            prepare_seconds, prepared = _timed(
+                lambda: None if is_shipped else prepared_for(weights, hand_drawn=False, say=say)
+            )
             kind = "as shipped, with TensorFlow" if prepared is None else "a prepared model"
             say(f"the image: {kind} ({weights.name})")
             figures, layers = _measure(stack, scratch, weights, prepared, samples)
+            if prepared is not None:
+                figures["prepare_seconds"] = prepare_seconds
     except (BenchmarkError, BuildError, NoEngine) as error:
         raise SystemExit(f"benchmarks: {error}") from None
     report.show(figures, FIGURES, NOTE)
