@@ -85,6 +85,9 @@ UPDATE tokens t SET revoked_at = coalesce(t.revoked_at, now())
 WHERE t.id = $1 AND {_WITHIN_REACH.format(all="$2::boolean", project="$3")} RETURNING t.id
 """  # noqa: S608 - of constants
 OWNER_OF_WORKER = "SELECT owner FROM workers WHERE id = $1"
+PREDECESSOR = """
+SELECT project, revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) AS in_force FROM tokens WHERE id = $1
+"""
 
 
 @dataclass(frozen=True)
@@ -222,10 +225,11 @@ class Authenticator:
             return False
 
     async def own_worker(self, principal: Principal, worker_id: str) -> None:
-        """Refuse a caller that acts for a worker process of somebody else.
+        """Refuse a caller that writes through the leases of somebody else's worker process.
 
         Raises:
-            WorkerIdTaken: the id is bound to another user or token. An id nobody has used yet is not refused.
+            WorkerIdTaken: the id is bound to another user, or to another token that this one does not succeed. An id
+                nobody has used yet is not refused.
         """
         owner = self._owners.get(worker_id)
         if owner is None:
@@ -234,8 +238,25 @@ class Authenticator:
             if owner is None:
                 return
             self._owners[worker_id] = owner
-        if owner != principal.owner:
-            raise WorkerIdTaken(f"the worker id {worker_id} belongs to another user or token")
+        if owner != principal.owner and not await self._succeeds(principal, owner):
+            raise WorkerIdTaken(
+                f"the worker id {worker_id} belongs to another user or token; once that token has ended (revoke it), "
+                "one of the same project may speak for it"
+            )
+
+    async def _succeeds(self, principal: Principal, owner: str) -> bool:
+        """Whether a caller may speak for the workers of a token that has ended: its successor posts what they left.
+
+        Asked only where owners differ, and never remembered: a token may end at any time.
+        """
+        kind, _, token_id = owner.partition(":")
+        if kind != "token":
+            return False
+        async with self._database.connection() as connection:
+            token = await connection.fetchrow(PREDECESSOR, int(token_id))
+        # Of a token that was cleared away nobody knows the project any more. Whoever writes must still name a lease of
+        # that worker, on a job of a project that the caller may see.
+        return token is None or (not token["in_force"] and principal.project in (None, token["project"]))
 
     # --- users and tokens ---
 

@@ -21,6 +21,7 @@ from job_api.client import ApiError, Client, NotFound, Refused
 from job_api.main import PASSWORD_FILE
 from job_api.schemas import NewToken, NewUser, Role
 from tests.openapi import kind_of
+from tests.plugins.holder import Holder
 from tests.plugins.service import RunningService, ServiceStarter, run
 
 PROJECT, OTHER = "patents", "others"
@@ -415,6 +416,92 @@ def test_sessions_of_users_are_none_of_submits(service: RunningService, admin: C
     with pytest.raises(ApiError, match="that you may revoke"):
         submit.revoke_token(session.id)
     assert session.id in {token.id for token in admin.tokens()}
+
+
+# --- whose worker ids ---
+
+ENDS = {
+    "expired": "UPDATE tokens SET expires_at = now() - interval '1 millisecond' WHERE id = $1",
+    "revoked": "UPDATE tokens SET revoked_at = now() WHERE id = $1",
+    "cleared away": "DELETE FROM tokens WHERE id = $1",
+}
+
+
+@pytest.fixture
+def worker_token(admin: Client) -> Callable[..., schemas.IssuedToken]:
+    """A new token of a worker, of a project or (None) of all."""
+    admin.add_jobs(PROJECT, ["a"])
+    return lambda project: admin.new_token(NewToken(name="snapshot", role=Role.WORKER, project=project))
+
+
+def says(service: RunningService, holder: Holder, lease: schemas.Lease, token: str, image: str) -> httpx.Response:
+    """Posts a result through a lease of a worker's, with a token that need not be its own."""
+    body = {"worker_id": holder.worker_id, "lease_seq": lease.lease_seq, "run": {}, "rows": []}
+    body["rows"] = [{"image": image, "status": "blank", "duration_ms": 1}]
+    url = f"{service.root}/v4/{PROJECT}/jobs/{lease.job_id}/results"
+    return httpx.post(url, headers=bearer(token), json=body)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_workers_of_a_token_are_its_own_until_it_has_ended(
+    service: RunningService, worker_token: Callable[..., schemas.IssuedToken], end: str
+) -> None:
+    old, new, of_all = worker_token(PROJECT), worker_token(PROJECT), worker_token(None)
+    with Client(service.root, token=old.token) as client:
+        holder = Holder(client)
+        lease = holder.one(PROJECT)
+    for other in (new, of_all):
+        assert kind_of(says(service, holder, lease, other.token, "1.png")) == "worker-id-taken"
+    service.sql(ENDS[end], old.id)
+    assert says(service, holder, lease, new.token, "1.png").json()["stored"] == 1
+    assert says(service, holder, lease, of_all.token, "2.png").json()["stored"] == 1
+    # To write through its leases, that is. A worker id lives on with the token that made it alone.
+    beat = httpx.post(
+        f"{service.root}/v4/workers/{holder.worker_id}/heartbeat", headers=bearer(new.token), json={"leases": []}
+    )
+    assert kind_of(beat) == "worker-id-taken"
+
+
+@pytest.mark.parametrize("end", ["expired", "revoked"])
+def test_the_workers_of_a_token_of_all_projects_are_not_for_one_of_a_single_project(
+    service: RunningService, worker_token: Callable[..., schemas.IssuedToken], end: str
+) -> None:
+    old = worker_token(None)
+    with Client(service.root, token=old.token) as client:
+        holder = Holder(client)
+        lease = holder.one(PROJECT)
+    service.sql(ENDS[end], old.id)
+    assert kind_of(says(service, holder, lease, worker_token(PROJECT).token, "1.png")) == "worker-id-taken"
+    assert says(service, holder, lease, worker_token(None).token, "1.png").status_code == 200
+
+
+def test_the_workers_of_a_token_are_not_for_one_of_another_project(
+    service: RunningService, worker_token: Callable[..., schemas.IssuedToken]
+) -> None:
+    """Nor is it told whether the lease is there: the id is judged before it."""
+    old, other = worker_token(PROJECT), worker_token(OTHER)
+    with Client(service.root, token=old.token) as client:
+        holder = Holder(client)
+        lease = holder.one(PROJECT)
+    service.sql(ENDS["revoked"], old.id)
+    answer = says(service, holder, lease, other.token, "1.png")
+    assert kind_of(answer) == "forbidden"
+    url = f"{service.root}/v4/{OTHER}/jobs/{lease.job_id}/results"
+    body = {"worker_id": holder.worker_id, "lease_seq": lease.lease_seq, "run": {}, "rows": []}
+    assert kind_of(httpx.post(url, headers=bearer(other.token), json=body)) == "worker-id-taken"
+
+
+def test_the_workers_of_a_user_are_not_for_a_token_that_is_nobodys(
+    service: RunningService, admin: Client, worker_token: Callable[..., schemas.IssuedToken]
+) -> None:
+    admin.put_user("robot", NewUser(password=PASSWORD, role=Role.WORKER, project=PROJECT))
+    first, second = (token_of(service, "robot").json() for _ in range(2))
+    with Client(service.root, token=first["token"]) as client:
+        holder = Holder(client)
+        lease = holder.one(PROJECT)
+    service.sql(ENDS["revoked"], first["id"])
+    assert kind_of(says(service, holder, lease, worker_token(PROJECT).token, "1.png")) == "worker-id-taken"
+    assert says(service, holder, lease, second["token"], "1.png").status_code == 200
 
 
 # --- asking about a project ---

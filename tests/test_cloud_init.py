@@ -1,6 +1,7 @@
 """The file for cloud-init is what cloud-init takes, by its own schema, and its script fetches a snapshot for real."""
 
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -16,9 +17,11 @@ from filelock import FileLock
 from jsonschema.validators import validator_for
 
 from tests.scripted import Answer, Asked, ScriptedServer, serving
+from uworker.snapshot.images import LABEL
 
 FILE = Path(__file__).parents[1] / "docker" / "azure" / "cloud-init.yml"
 BASH = "/bin/bash"
+PRUNE_FORMER = "docker image prune --all --force"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,7 @@ def test_every_boot_starts_the_worker_and_every_end_drains_it() -> None:
     assert lines["ExecStartPre"] == "/usr/local/sbin/fetch-snapshot"
     assert lines["ExecStart"] == "/bin/bash /opt/decimer/snapshot/start_worker.sh"
     assert lines["ExecStop"] == f"{lines['ExecStart']} stop"
+    assert lines["ExecStartPost"].removeprefix("-/usr/bin/") == f"{PRUNE_FORMER} --filter label={LABEL}.snapshot"
     # Stopped before Docker is, for it is started after it.
     assert "docker.service" in lines["After"].split()
     assert lines["WantedBy"] == "multi-user.target"
@@ -203,10 +207,17 @@ def test_a_vm_that_gets_no_snapshot_says_why_and_goes_on_with_the_one_it_has(
     assert cloud.said == "echo one\n"
 
 
-@pytest.mark.parametrize("content", [b"<html>no tar</html>", b""])
+NOT_UNPACKED = r"tar: .*\nfetch-snapshot: \S+ cannot be unpacked; tar says above why\n"
+EMPTY_TAR = bytes(tarfile.RECORDSIZE)
+NO_SNAPSHOTS = {b"<html>no tar</html>": NOT_UNPACKED, b"": NOT_UNPACKED, EMPTY_TAR: "there is no snapshot's folder in "}
+
+
+@pytest.mark.parametrize("content", NO_SNAPSHOTS, ids=["html", "nothing", "an empty tar"])
 def test_what_is_no_snapshot_does_not_replace_one(cloud: Cloud, blob_store: ScriptedServer, content: bytes) -> None:
     cloud.blob = content
-    assert cloud.fetch(blob_store).returncode == 1
+    refused = cloud.fetch(blob_store)
+    assert refused.returncode == 1
+    assert re.search(NO_SNAPSHOTS[content], refused.stderr), refused.stderr
     cloud.put("decimer_snapshot_patents_261121", "one")
     assert cloud.fetch(blob_store).returncode == 0
     cloud.blob = content

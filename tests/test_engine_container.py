@@ -79,6 +79,7 @@ def test_a_new_machine_gets_all_results_right_and_the_engine_has_no_token(apart:
     assert apart.token not in str(engine)
     assert engine["HostConfig"]["NetworkMode"] == "none"
     assert (engine["HostConfig"]["Memory"], worker["HostConfig"]["Memory"]) == (3 << 30, 2 << 30)
+    assert (engine["HostConfig"]["MemorySwap"], worker["HostConfig"]["MemorySwap"]) == (3 << 30, 2 << 30)
     for key in ("ReadonlyRootfs", "CapDrop", "SecurityOpt", "Init", "LogConfig"):
         assert engine["HostConfig"][key] == worker["HostConfig"][key]
         assert engine["HostConfig"][key]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from job_api.client import Client
-from job_api.schemas import EngineRun, JobState, Lease, ProjectSettings
+from job_api.schemas import EngineRun, IssuedToken, JobState, Lease, NewToken, ProjectSettings, Role
 from tests.plugins.fleet import WorkerProcess, WorkerStarter
 from tests.plugins.holder import Holder, result
 from tests.plugins.service import RunningService
@@ -96,3 +96,25 @@ def test_results_of_another_owners_worker_stay_until_one_of_that_owner_comes(
     post(service, start_worker, tmp_path, token)
     assert len(list(admin.job_results(PROJECT, lease.job_id))) == 2
     assert list(tmp_path.glob("*.spool*")) == []
+
+
+def test_a_worker_with_the_next_token_of_the_project_posts_what_a_revoked_one_could_not(
+    service: RunningService, admin: Client, start_worker: WorkerStarter, tmp_path: Path
+) -> None:
+    old, new = _token(admin, "the last snapshot's"), _token(admin, "the next snapshot's")
+    with Client(service.root, token=old.token) as client:
+        holder = Holder(client)
+        lease = holder.one(PROJECT)
+    leave(tmp_path, service.root, holder, lease)
+    admin.revoke_token(old.id)
+    worker = start_worker(service.root, new.token, spool_dir=str(tmp_path), job_api_project=PROJECT)
+    assert worker.wait() == 0, worker.log
+    job = admin.job(PROJECT, lease.job_id)
+    assert (job.state, [attempt.worker_id for attempt in job.attempts]) == (JobState.COMPLETED, [holder.worker_id])
+    assert {row.worker_id for row in admin.job_results(PROJECT, lease.job_id)} == {holder.worker_id}
+    assert list(tmp_path.glob("*.spool*")) == []
+    service.assert_counters_equal_recount()
+
+
+def _token(admin: Client, name: str) -> IssuedToken:
+    return admin.new_token(NewToken(name=name, role=Role.WORKER, project=PROJECT))

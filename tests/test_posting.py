@@ -512,6 +512,26 @@ def test_rows_left_by_somebody_elses_worker_stay_and_the_work_goes_on(
     assert "belongs to another token" in caplog.text
 
 
+def test_rows_left_by_somebody_elses_worker_are_tried_again_later(
+    server: ScriptedServer,
+    service: Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The token that they were made with may have ended meanwhile, and this worker's be its successor."""
+    monkeypatch.setattr("uworker.poster.ADOPT_SECONDS", 0.1)
+    monkeypatch.setattr("uworker.poster.NOT_OURS_SECONDS", 0.3)
+    leave_behind(server, service, tmp_path)
+    service.answers = {"results": problem(403, "worker-id-taken", "belongs to another token")}
+    second = Posting(server.root, tmp_path, "w-2")
+    wait_for(lambda: "are left there" in caplog.text, WAIT_SECONDS)
+    service.answers = {}
+    wait_for(lambda: [holding.worker_id for holding in second.ended] == ["w-1"], WAIT_SECONDS)
+    second.stop()
+    assert second.kept() == {}
+
+
 def test_a_revoked_token_keeps_what_is_left_and_says_where(
     server: ScriptedServer, service: Service, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ import yaml
 from typer.testing import CliRunner
 
 from job_api.client import Client, Refused
-from job_api.schemas import NewToken, NewUser, ProjectSettings, Role
+from job_api.schemas import IssuedToken, NewToken, NewUser, ProjectSettings, Role
 from tests.containers.engine import NoEngine, install
 from tests.plugins.service import RunningService
 from tests.plugins.snapshots import CLONE, settings_of
 from uworker.cli import app
 from uworker.settings import ApartSettings
-from uworker.snapshot import access, folder, saving
+from uworker.snapshot import access, builder, folder, saving
 from uworker.snapshot.access import SnapshotError
+from uworker.snapshot.cli import Wanted, _show_end, _weights
 from uworker.snapshot.images import BuiltImage
+from uworker.weights import WeightsError
 
 PROJECT = "patents"
 PASSWORD = "a password that is long"
@@ -145,23 +147,124 @@ def test_jobs_that_cannot_be_added_are_told_before_anything_is_built(refused: Bu
 
 
 def test_weights_that_are_not_there_or_are_others_are_told(
-    patents: RunningService, tmp_path: Path, miniature_home: Path
+    patents: RunningService, tmp_path: Path, miniature_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from uworker.snapshot.cli import Wanted, _weights  # noqa: PLC0415
-
     def weights(home: Path, sha256: str | None = None, hand_drawn: bool | None = None) -> str:
         wanted = Wanted(PROJECT, tmp_path, None, None, home, sha256, hand_drawn, True, False, False, None, 1, tmp_path)
         return _weights(wanted, patents.client("read").project(PROJECT), lambda _: None).sha256
 
     digest = weights(miniature_home)
-    assert weights(miniature_home / "DECIMER-V2", digest) == digest
+    place, link, named_so = miniature_home / "DECIMER-V2", tmp_path / "link", tmp_path / "DECIMER-V2"
+    link.symlink_to(place)
+    named_so.symlink_to(link)
+    for given in (place, link, named_so, tmp_path):
+        assert weights(given, digest) == digest
+    monkeypatch.chdir(place)
+    assert weights(Path()) == digest
+    named_so.unlink()
     assert weights(miniature_home, hand_drawn=True) != digest
     patents.client("admin").put_project(PROJECT, ProjectSettings(engine_options={"hand_drawn": True}))
     assert weights(miniature_home) == weights(miniature_home, hand_drawn=True), "as the project wants it"
-    with pytest.raises(Exception, match="is pinned"):
+    with pytest.raises(WeightsError, match="is pinned"):
         weights(miniature_home, "0" * 64)
     with pytest.raises(SnapshotError, match="lacks weights of the hand-drawn model"):
         weights(tmp_path)
+    patents.client("admin").put_project(PROJECT, ProjectSettings(engine_options={"weights_sha256": digest}))
+    assert weights(miniature_home) == weights(miniature_home, digest.upper()) == digest
+    with pytest.raises(SnapshotError, match=f"project {PROJECT} pin [(]{digest}"):
+        weights(miniature_home, "0" * 64)
+    patents.client("admin").put_project(PROJECT, ProjectSettings(engine_options={"weights_sha256": "0" * 64}))
+    with pytest.raises(WeightsError, match="is pinned"):
+        weights(miniature_home)
+
+
+def test_an_engine_that_no_snapshot_holds_is_told(refused: Builder, patents: RunningService) -> None:
+    patents.client("admin").put_project(PROJECT, ProjectSettings(engine="osra"))
+    assert "has the engine osra, and a snapshot holds decimer alone; start workers where" in refused()
+
+
+@pytest.mark.parametrize(
+    ("source", "credentials"),
+    [
+        ("az://container/x", "AZURE_…"),
+        ("abfss://container@account.dfs.core.windows.net/x", "AZURE_…"),
+        ("s3://bucket/x", "AWS_…"),
+        ("gs://bucket", "GOOGLE_…"),
+        ("https://host/x", None),
+        ("file:///data/x", None),
+        (None, None),
+    ],
+)
+def test_the_last_words_say_where_the_storages_credentials_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str | None, credentials: str | None
+) -> None:
+    wanted = Wanted(PROJECT, tmp_path, None, None, None, None, None, True, False, False, None, 1, tmp_path)
+    now = datetime.now(UTC)
+    token = IssuedToken(
+        id=7,
+        name="snapshot",
+        role=Role.WORKER,
+        project=PROJECT,
+        username=None,
+        created_at=now,
+        expires_at=now,
+        revoked_at=None,
+        token="dj_secret",
+    )
+    _show_end(wanted, tmp_path / "decimer_snapshot", source, token)
+    said = capsys.readouterr().out
+    before, _, _ = said.partition("scp -rp")
+    assert ("decimer_snapshot/worker.env" in before) == (credentials is not None)
+    assert credentials is None or (credentials in before and str(source) in before)
+    assert "job-api token revoke 7" in said
+
+
+def docker_that(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    """A docker that says this, and fails."""
+    folder.mkdir(exist_ok=True)
+    (folder / "docker").write_text(f"#!/bin/sh\n[ \"$1\" = save ] || cat >/dev/null\necho '{says}' >&2\nexit 1\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+FAULTS = {
+    "write /usr/lib/libLLVM.so: no space left on device": builder.PRUNE,
+    "x509: certificate signed by unknown authority": "SSL_CERT_FILE=",
+    "invalid peer certificate: UnknownIssuer": "SSL_CERT_FILE=",
+    "Error: certificate verify failed: unable to get local issuer certificate": "SSL_CERT_FILE=",
+    "Temporary failure resolving deb.debian.org": "HTTPS_PROXY",
+    "failed to lookup address information: Temporary failure in name resolution": "HTTPS_PROXY",
+    "dial tcp: lookup registry-1.docker.io: no such host": "HTTPS_PROXY",
+    "net/http: TLS handshake timeout": "HTTPS_PROXY",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_build_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    docker_that(tmp_path / "bin", monkeypatch, fault)
+    said: list[str] = []
+    with pytest.raises(builder.BuildError, match="its last lines are above; ") as told:
+        builder.build("decimer-tests:none", {"Dockerfile": b"FROM x"}, said.append, arguments={})
+    assert FAULTS[fault] in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+    assert said == [f"  {fault}"]
+
+
+def test_a_build_that_fails_otherwise_says_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker_that(
+        tmp_path / "bin", monkeypatch, "Setting up ca-certificates; No solution found when resolving dependencies"
+    )
+    with pytest.raises(builder.BuildError, match=r"its last lines are above$"):
+        builder.build("decimer-tests:none", {"Dockerfile": b"FROM x"}, lambda _: None, arguments={})
+
+
+def test_an_image_that_cannot_be_saved_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker_that(tmp_path / "bin", monkeypatch, "write /var/lib/docker/tmp: no space left on device")
+    with pytest.raises(SnapshotError, match=r"^docker save failed: write .* no space left on device; ") as told:
+        saving.save_images(["decimer-tests:none"], tmp_path / "docker_image")
+    assert builder.PRUNE in str(told.value)
+    with pytest.raises(SnapshotError, match=r"cannot be written: .*; make room, or name another folder with --output"):
+        saving.save_images(["decimer-tests:none"], tmp_path / "nowhere" / "docker_image")
 
 
 def test_a_clone_without_installation_says_how_to_install(tmp_path: Path) -> None:
@@ -240,13 +343,15 @@ def test_the_compose_file_is_whole_and_for_a_gpu_if_asked(tmp_path: Path) -> Non
         assert services["worker"].get("runtime") == ("nvidia" if gpu else None)
         assert services["worker"]["environment"] == {"SSL_CERT_FILE": None}
         assert services["worker"]["mem_limit"] == "${WORKER_MEMORY_LIMIT:-0}"
+        assert services["worker"]["memswap_limit"] == services["worker"]["mem_limit"], "no swap besides"
 
 
 def test_with_the_engine_apart_the_worker_is_as_it_was_but_for_what_the_engine_does(tmp_path: Path) -> None:
     worker = compose_file(tmp_path, folder.Images(IMAGE))["services"]["worker"]
     apart = compose_file(tmp_path, folder.Images(SMALL_IMAGE, IMAGE), gpu=True)["services"]["worker"]
     differing = {key for key in worker.keys() | apart.keys() if worker.get(key) != apart.get(key)}
-    assert differing == {"image", "environment", "depends_on", "volumes", "mem_limit"}
+    assert differing == {"image", "environment", "depends_on", "volumes", "mem_limit", "memswap_limit"}
+    assert (apart["mem_limit"], apart["memswap_limit"]) == ("2g", "2g")
     assert apart["image"] == "decimer-worker:patents_261121-fedcba987654"
     assert apart["environment"] == worker["environment"] | {"UWORKER_ENGINE_SOCKET": "/run/engine/engine.sock"}
     assert apart["volumes"] == [*worker["volumes"], "engine:/run/engine"]
@@ -266,6 +371,7 @@ def test_an_engine_apart_is_confined_as_the_worker_and_told_nothing_but_its_sett
     assert engine["environment"].keys() == {f"UWORKER_{name}" for name in own}
     assert engine["environment"]["UWORKER_PROCESSES"] == "${UWORKER_PROCESSES:-}"
     assert (engine["network_mode"], engine["mem_limit"]) == ("none", "${WORKER_MEMORY_LIMIT:-0}")
+    assert engine["memswap_limit"] == engine["mem_limit"]
     assert [volume for volume in engine["volumes"] if volume in worker["volumes"]] == ["engine:/run/engine"]
     assert "runtime" not in engine
     gpu = compose_file(tmp_path, images, gpu=True)["services"]["engine"]

@@ -6,6 +6,7 @@ The tests share one build and one machine, and run in their order: the first loa
 import asyncio
 import contextlib
 import gzip
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from tests.containers.compose import compose_plugin
 from tests.containers.engine import Engine, NoEngine, run_engine
 from tests.plugins.snapshots import PROJECT, SUBMITTERS_PASSWORD, Machine, Snapshot, open_folder, set_in
 from tests.serving import LOAD_SECONDS, small_disk, wait_for
+from tests.test_cloud_init import written
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -113,7 +116,8 @@ def assert_confined(machine: Machine) -> None:
     assert host["NetworkMode"] == "host"
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
-    assert (host["RestartPolicy"], host["Memory"]) == ({"Name": "on-failure", "MaximumRetryCount": 0}, 0)
+    assert host["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 0}
+    assert (host["Memory"], host["MemorySwap"]) == (0, 0)
     assert set(host["Tmpfs"]) == {"/tmp", "/run/uworker"}
     assert all("size=" in options for options in host["Tmpfs"].values())
     assert host["LogConfig"]["Config"]["max-size"] == "10m"
@@ -122,16 +126,29 @@ def assert_confined(machine: Machine) -> None:
     assert not any(mount["RW"] for mount in found["Mounts"] if mount["Type"] == "bind")
 
 
-def test_starting_again_restarts_and_loads_nothing(snapshot: Snapshot, machine: Machine) -> None:
+def tiny_image(folder: Path) -> Path:
+    """What `docker import` takes."""
+    with tarfile.open(folder / "tiny.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("empty"), io.BytesIO())
+    return folder / "tiny.tar"
+
+
+def test_starting_again_restarts_and_loads_nothing(snapshot: Snapshot, machine: Machine, tmp_path: Path) -> None:
     folder = machine.copy(snapshot, WORKER_MEMORY_LIMIT="3g")
     first = ONE_LINE.findall(machine.start(folder))[0][0]
     (folder / "docker_image").unlink()
+    # As a VM of cloud-init clears away the snapshots before this one.
+    label, former = "--change=LABEL decimer-jobs.snapshot=former", "decimer-worker:former"
+    machine.engine.docker("import", label, str(tiny_image(tmp_path)), former)
+    [prune] = re.findall(r"ExecStartPost=-/usr/bin/docker (.*)", written("/etc/systemd/system/decimer-worker.service"))
+    assert former in machine.engine.docker(*prune.split()).stdout
     said = machine.start(folder)
     assert "is loaded" in said
     assert "loading" not in said
     assert ONE_LINE.findall(said)[0][0] != first
     [container] = machine.containers("--all")
-    assert machine.inspect(container)["HostConfig"]["Memory"] == 3 << 30
+    host = machine.inspect(container)["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"]) == (3 << 30, 3 << 30), "no swap besides"
     done = machine.script(folder, "stop")
     assert "given back" in done.stdout
     assert done.stderr == ""

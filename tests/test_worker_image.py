@@ -20,8 +20,9 @@ from tests.plugins.fleet import Corpus
 from tests.plugins.model import DrawnSamples
 from tests.plugins.replica import Replica
 from tests.plugins.service import RunningService
+from tests.plugins.snapshots import built_snapshot
 from tests.serving import wait_for
-from uworker.prepared.files import find_prepared
+from uworker.prepared.files import Prepared, find_prepared
 from uworker.snapshot.images import BuildError, BuiltImage, ImageRequest, build_image
 from uworker.snapshot.tree import CODE, RECIPE, code_files
 from uworker.weights import Weights, find_weights
@@ -145,24 +146,39 @@ def test_with_a_prepared_model_it_recognises_without_tensorflow(
     assert [line for line in said.splitlines() if "WARNING" in line or "warn" in line.lower()] == [], said
 
     # Nothing of what it was made of, and of what that needs, is there; and it is told who wants that.
-    look = "from importlib.util import find_spec; "
-    look += "print([n for n in ('tensorflow', 'DECIMER', 'keras', 'onnx', 'scipy', 'onnxruntime') if find_spec(n)])"
-    ask = ("run", "--rm", "--network=none", "--entrypoint=python", prepared_worker_image.tag, "-c", look)
-    assert docker_engine.docker(*ask).stdout.strip() == "['onnxruntime']"
-    find = ("run", "--rm", "--network=none", "--entrypoint=find", prepared_worker_image.tag, "/opt/weights")
-    files = docker_engine.docker(*find, "-type", "f", "-printf", "%P\\n").stdout.split()
-    assert sorted(files) == [
-        f"DECIMER-V2/DECIMER_prepared/{name}" for name in ("encoder.onnx", "model.json", "report.json", "step.onnx")
-    ]
+    assert_holds_the_prepared_model_alone(docker_engine, prepared_worker_image.tag, prepared)
     assert prepared_worker_image.size_bytes < 900_000_000
-    labels = inspected(docker_engine, prepared_worker_image.tag)["Config"]["Labels"]
-    assert labels["decimer-jobs.prepared"] == prepared.sha256
-    assert labels["decimer-jobs.weights-sha256"] == weights.sha256
     for options, refused in ({}, 0), ({"prepared": False}, 4):
         admin.put_project(PROJECT, ProjectSettings(engine_options=options))
         name = run_worker(f"--env=UWORKER_JOB_API_PROJECT={PROJECT}", image=prepared_worker_image, command=("check",))
         assert wait_for_end(docker_engine, name) == refused
     assert "build the snapshot with --as-shipped" in logs(docker_engine, name)
+
+
+def assert_holds_the_prepared_model_alone(engine: Engine, image: str, prepared: Prepared) -> None:
+    look = "from importlib.util import find_spec; "
+    look += "print([n for n in ('tensorflow', 'DECIMER', 'keras', 'onnx', 'scipy', 'onnxruntime') if find_spec(n)])"
+    ask = ("run", "--rm", "--network=none", "--entrypoint=python", image, "-c", look)
+    assert engine.docker(*ask).stdout.strip() == "['onnxruntime']"
+    find = ("run", "--rm", "--network=none", "--entrypoint=find", image, "/opt/weights")
+    files = engine.docker(*find, "-type", "f", "-printf", "%P\\n").stdout.split()
+    assert sorted(files) == [
+        f"DECIMER-V2/DECIMER_prepared/{name}" for name in ("encoder.onnx", "model.json", "report.json", "step.onnx")
+    ]
+    labels = inspected(engine, image)["Config"]["Labels"]
+    assert labels["decimer-jobs.prepared"] == prepared.sha256
+    assert labels["decimer-jobs.weights-sha256"] == prepared.about.weights_sha256
+
+
+@pytest.mark.usefixtures("prepared_worker_image")  # whose layers it has
+def test_a_snapshot_holds_the_prepared_model_unless_it_is_told_otherwise(
+    docker_engine: Engine, samples: DrawnSamples, prepared_home: Path
+) -> None:
+    prepared = find_prepared(prepared_home, hand_drawn=False)
+    assert prepared is not None
+    with built_snapshot(docker_engine, samples, prepared_home, prepared=prepared) as built:
+        assert f"made before: {prepared.directory}, sha256 {prepared.sha256}" in built.said
+        assert_holds_the_prepared_model_alone(docker_engine, built.image, prepared)
 
 
 def test_its_user_owns_a_fresh_spool_and_nothing_else(docker_engine: Engine, run_worker: RunWorker) -> None:

@@ -6,7 +6,9 @@ does again.
 """
 
 import logging
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,7 +44,8 @@ class Keeper:
         self._own: Spool | None = None
         self._adopted: dict[Path, Spool] = {}
         self._jobs_left: Counter[Path] = Counter()
-        self._left_alone: set[Path] = set()
+        # Until when, on the monotonic clock.
+        self._left_alone: dict[Path, float] = {}
         self._said: dict[Path, str] = {}
         self._trouble = ""
         self._closed = False
@@ -200,7 +203,8 @@ class Keeper:
         """
         found: list[Holding] = []
         with self._lock:
-            known = self._left_alone | set(self._adopted) | ({self._own.path} if self._own is not None else set())
+            known = {path for path, until in self._left_alone.items() if time.monotonic() < until}
+            known |= set(self._adopted) | ({self._own.path} if self._own is not None else set())
             for path in self._spools():
                 if self._closed or stopped():
                     break
@@ -212,7 +216,7 @@ class Keeper:
                     continue
                 except SpoolUnusable as error:
                     log.warning("%s; it is left as it is", error)
-                    self._left_alone.add(path)
+                    self._left_alone[path] = math.inf
                 except SpoolError as error:
                     self._say_once(path, f"{error}; it is tried again")
         return found
@@ -252,17 +256,17 @@ class Keeper:
         self._jobs_left[spool.path] = len(leases)
         return [Holding.restored(spool, lease) for lease in leases]
 
-    def leave(self, holding: Holding, reason: str) -> Path | None:
-        """Let the spool that an adopted holding came from lie for another worker; returns its path."""
+    def leave(self, holding: Holding, reason: str, seconds: float = math.inf) -> Path | None:
+        """Let the spool that an adopted holding came from lie, for so long, for another worker; returns its path."""
         with self._lock:
             path = holding.spool.path if holding.spool is not None else None
             if path is not None and (spool := self._adopted.pop(path, None)) is not None:
-                self._leave(spool, reason)
+                self._leave(spool, reason, seconds)
             return path
 
-    def _leave(self, spool: Spool, reason: str) -> None:
+    def _leave(self, spool: Spool, reason: str, seconds: float = math.inf) -> None:
         log.warning("the results in %s are left there: %s", spool.path, reason)
-        self._left_alone.add(spool.path)
+        self._left_alone[spool.path] = time.monotonic() + seconds
         spool.close()
 
     def close(self) -> None:
@@ -283,8 +287,8 @@ class Keeper:
                 return
             if leases:
                 log.warning(
-                    "%d results of %d jobs are kept in %s: a worker on this machine with a token of the same owner "
-                    "posts them",
+                    "%d results of %d jobs are kept in %s: the next worker on this machine posts them, with the same "
+                    "token, or with another of its project once that one has ended",
                     sum(lease.row_count for lease in leases),
                     len(leases),
                     own.path,

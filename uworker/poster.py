@@ -4,6 +4,7 @@ How a batch is put to the service is `delivery`'s; where rows lie meanwhile is `
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ RETRY_SECONDS = 2.0
 LONGEST_RETRY_SECONDS = 60.0
 # How often the spools of workers that have ended meanwhile are looked for.
 ADOPT_SECONDS = 60.0
+# After how long a spool that is another token's to post is tried again: that token may have ended meanwhile.
+NOT_OURS_SECONDS = 3600.0
 # Answers of the kind 500 for one job's rows after which they count as rows that it will never take: two hours of them.
 MAX_SERVER_ERRORS = 125
 
@@ -248,7 +251,7 @@ class Poster:
 
     def _obey_refusal(self, holding: Holding, error: Refused) -> None:
         if holding.adopted and error.status == 403:
-            self._leave_spool(holding, str(error))
+            self._leave_spool(holding, str(error), NOT_OURS_SECONDS)
             return
         with self._changed:
             holdings = list(self._holdings)
@@ -256,9 +259,9 @@ class Poster:
         self._on_refusal(error)
         self._pause()
 
-    def _leave_spool(self, holding: Holding, reason: str) -> None:
-        """Let go of the spool that an adopted holding came from, and of all other leases in it."""
-        path = self._keeper.leave(holding, reason)
+    def _leave_spool(self, holding: Holding, reason: str, seconds: float = math.inf) -> None:
+        """Let go of the spool that an adopted holding came from, and of all other leases in it, for so long."""
+        path = self._keeper.leave(holding, reason, seconds)
         with self._changed:
             self._holdings = [h for h in self._holdings if h.spool is None or h.spool.path != path]
 

@@ -295,7 +295,7 @@ remove() {
     if [[ $discard == false ]] && docker volume inspect "${name}_spool" >/dev/null 2>&1; then
         has_image "${images[0]}" || die "the image is gone, so that nobody can see whether results wait for the service; to remove all the same: bash $0 remove --discard"
         docker run --rm --network none --entrypoint sh --volume "${name}_spool:/var/lib/uworker" "${images[0]}" -c "$has_results" >/dev/null || code=$?
-        ((code != 9)) || die "results wait for the service; start the worker once more to have them posted, or give them up: bash $0 remove --discard"
+        ((code != 9)) || die "results wait for the service; start the worker once more to have them posted (where its token was revoked or has expired, write a new one of the project into worker.env first), or give them up: bash $0 remove --discard"
         ((code == 0)) || die "docker cannot look for results that wait; it says above why. To remove all the same: bash $0 remove --discard"
     fi
     for service in "${services[@]}"; do

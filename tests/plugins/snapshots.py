@@ -19,6 +19,7 @@ from tests.containers.engine import Engine, run_engine
 from tests.containers.workers import load_dependencies
 from tests.plugins.model import DrawnSamples
 from tests.serving import Serving, wait_for
+from uworker.prepared.files import Prepared
 from uworker.snapshot.images import ImageRequest
 from uworker.weights import find_weights
 
@@ -198,8 +199,13 @@ def open_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def built_snapshot(engine: Engine, samples: DrawnSamples, weights: Path, *options: str) -> Iterator[Snapshot]:
-    """A snapshot of the project and jobs of the sample directories, by the real command; and the service it asks."""
+def built_snapshot(
+    engine: Engine, samples: DrawnSamples, weights: Path, *options: str, prepared: Prepared | None = None
+) -> Iterator[Snapshot]:
+    """A snapshot of the project and jobs of the sample directories, by the real command; and the service it asks.
+
+    As shipped, unless a prepared model lies beside the weights: none can be made of the miniature model.
+    """
     with open_folder() as home:
         data, source = home / "data", home / "samples of a project"
         data.mkdir()
@@ -217,20 +223,12 @@ def built_snapshot(engine: Engine, samples: DrawnSamples, weights: Path, *option
                 f"JOB_API_ROOT={service.root}\nJOB_API_USERNAME=ada\nJOB_API_PASSWORD={SUBMITTERS_PASSWORD}\n"
             )
             command = [str(CLONE / "build_snapshot.sh"), PROJECT, str(config), str(jobs_file), *options]
-            # The miniature model is not built as DECIMER's, so that none can be prepared of it.
-            command += [
-                "--as-shipped",
-                "--source",
-                str(source),
-                "--weights",
-                str(weights),
-                "--output",
-                str(home / "out"),
-            ]
+            command += [] if prepared is not None else ["--as-shipped"]
+            command += ["--source", str(source), "--weights", str(weights), "--output", str(home / "out")]
             # What the images need, of which the small one is for an engine apart, is kept, and found as built before.
             kinds = [find_weights(weights, hand_drawn=False)] + ([None] if "--engine-apart" in options else [])
             for baked_in in kinds:
-                load_dependencies(engine, ImageRequest(PROJECT, PROJECT, CLONE, baked_in))
+                load_dependencies(engine, ImageRequest(PROJECT, PROJECT, CLONE, baked_in, prepared=prepared))
             done = engine.run(*command, timeout_seconds=1500)
             [folder] = (home / "out").iterdir()
             yield Snapshot(folder, done.stdout, service, admin, engine, samples, source)

@@ -11,13 +11,30 @@ import tarfile
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 Context = Mapping[str, Path | bytes]
 """Path in the context -> a file on disk, or its content."""
 
 LAST_LINES = 15
+PRUNE = "docker image prune --all --filter label=decimer-jobs.part --filter 'label!=decimer-jobs.snapshot'"
+# What stands in the last lines, in lower case -> what to do; the first that is found counts. Whole phrases, since lines
+# that tell of no fault speak of certificates and resolving, too.
+_ADVICE = {
+    ("no space left",): f"make room where docker keeps its images: {PRUNE}",
+    ("x509", "certificate verif", "certificate_verif", "peer certificate"): (
+        "believe this network's certificates: SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt ./build_snapshot.sh …; "
+        "where docker itself pulls, add them to the machine's (update-ca-certificates) and restart docker"
+    ),
+    (
+        *("could not resolve", "failure resolving", "name resolution", "no such host", "lookup address"),
+        *("name or service not known", "timeout", "timed out", "unreachable"),
+    ): (
+        "see that PyPI, Debian's servers and docker's registry can be reached, or set HTTPS_PROXY, for docker's own "
+        "service too; then start again: what was built is kept"
+    ),
+}
 # Docker hands these to what it runs while it builds, and keeps them in no layer and no history. Their values may hold a
 # password, so docker is to take them from the environment.
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
@@ -60,12 +77,18 @@ def build(
     if process.returncode != 0:
         for said in last:
             say(f"  {said}")
-        raise BuildError(f"docker build of {tag} failed; its last lines are above")
+        raise BuildError(f"docker build of {tag} failed; its last lines are above{advice(last)}")
     if not image_id or inspect(image_id, "{{.Id}}") is None:
         raise BuildError(
             "docker built an image and did not keep it; use the engine's own builder: docker buildx use default"
         )
     return image_id
+
+
+def advice(said: Iterable[str]) -> str:
+    """What to do about docker's last lines, to be added to a message; empty where they say nothing that is known."""
+    text = "\n".join(said).lower()
+    return next((f"; {what}" for signs, what in _ADVICE.items() if any(sign in text for sign in signs)), "")
 
 
 def inspect(image: str, template: str) -> str | None:

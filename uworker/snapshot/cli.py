@@ -12,6 +12,7 @@ from rich.progress import DownloadColumn, Progress, TaskID, TextColumn, Transfer
 from job_api.client import Client, ClientError
 from job_api.config import connect
 from job_api.listing import CannotList, as_url, same_place
+from job_api.locations import BadLocation, locate
 from job_api.schemas import IssuedToken, ProjectStatus
 from uworker.prepared.choice import is_wanted
 from uworker.prepared.files import Prepared
@@ -26,6 +27,9 @@ from uworker.snapshot.steps import Say, Steps
 from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights, find_weights, is_hand_drawn
 
 CLONE = Path(__file__).resolve().parents[2]
+ENGINE = "decimer"
+# What the credentials of each kind of storage are called in worker.env.
+_CREDENTIALS = {"az": "AZURE_…", "s3": "AWS_…", "gs": "GOOGLE_…"}
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -162,7 +166,7 @@ def _build(wanted: Wanted, client: Client, steps: Steps) -> None:
             folder.write_environment(made.path, told, gpu=wanted.gpu, engine_apart=wanted.engine_apart)
             made.finish()
     # Before the jobs are added: what may fail there is easily made good, and the folder is there.
-    _show_end(wanted, made.final, token)
+    _show_end(wanted, made.final, source, token)
     if wanted.jobs_file is not None:
         with steps.step(f"adding the jobs of {wanted.jobs_file}"):
             access.add_jobs(wanted.project, wanted.config, wanted.jobs_file, wanted.source)
@@ -172,6 +176,12 @@ def _ask(wanted: Wanted, client: Client, root: str, say: Say) -> ProjectStatus |
     status = access.ask(client, wanted.project)
     if status is not None:
         say(f"project {wanted.project}: {sum(status.jobs.model_dump().values())} jobs, source {status.source}")
+        if status.engine != ENGINE:
+            raise SnapshotError(
+                f"project {wanted.project} has the engine {status.engine}, and a snapshot holds {ENGINE} alone; start "
+                "workers where that engine is installed (docs/results.md, A second opinion), or give the project this "
+                f"one: job-api project {wanted.project} --engine {ENGINE}"
+            )
         if wanted.source is not None and not same_place(as_url(wanted.source), status.source):
             raise SnapshotError(
                 f"project {wanted.project} has the source {status.source}; leave out --source, or name another project"
@@ -201,10 +211,26 @@ def _is_hand_drawn(wanted: Wanted, status: ProjectStatus | None) -> bool:
     return status is not None and is_hand_drawn(status.engine_options)
 
 
+def _pin(wanted: Wanted, status: ProjectStatus | None) -> str | None:
+    """The only weights to take: others than the project's own would be refused by each of its workers."""
+    of_project = status.engine_options.get("weights_sha256") if status is not None else None
+    if of_project is None:
+        return wanted.weights_sha256
+    if wanted.weights_sha256 is not None and wanted.weights_sha256.lower() != str(of_project).lower():
+        raise SnapshotError(
+            f"--weights-sha256 is not the digest that the engine_options of the project {wanted.project} pin "
+            f"({of_project}); leave it out, or change the project's"
+        )
+    return str(of_project)
+
+
 def _weights(wanted: Wanted, status: ProjectStatus | None, say: Say) -> Weights:
+    pin = _pin(wanted, status)
     hand_drawn = _is_hand_drawn(wanted, status)
     if wanted.weights is not None:
-        home = wanted.weights.parent if wanted.weights.resolve().name == FOLDER else wanted.weights
+        given = wanted.weights.absolute()
+        # That folder may be where one is, or be meant by a link of any name; one of that name may lead to any folder.
+        home = next((place.parent for place in (given, given.resolve()) if place.name == FOLDER), given)
         if find_weights(home, hand_drawn=hand_drawn) is None:
             which = "the hand-drawn model" if hand_drawn else "the printed model"
             raise SnapshotError(
@@ -223,9 +249,7 @@ def _weights(wanted: Wanted, status: ProjectStatus | None, say: Say) -> Weights:
                 say(f"downloading {name} to {home / FOLDER}")
             progress.update(bars[name], completed=done, total=total)
 
-        weights = ensure_weights(
-            home.absolute(), hand_drawn=hand_drawn, pinned_sha256=wanted.weights_sha256, on_progress=show
-        )
+        weights = ensure_weights(home.absolute(), hand_drawn=hand_drawn, pinned_sha256=pin, on_progress=show)
     say(f"{weights.name}, sha256 {weights.sha256}" + ("" if weights.verified else " (unverified)"))
     if wanted.gpu:
         say(f"{AS_SHIPPED}: a prepared model runs on processors alone")
@@ -247,13 +271,11 @@ def _build_images(
     wanted: Wanted, snapshot: str, weights: Weights, prepared: Prepared | None, steps: Steps
 ) -> folder.Images:
     # Under names of the project's, so that builds of one project follow one another.
-    tag = f"{folder.REPOSITORY}:{wanted.project}"
+    tag, engine_tag = f"{folder.REPOSITORY}:{wanted.project}", f"{folder.ENGINE_REPOSITORY}:{wanted.project}"
+    whole = ImageRequest(engine_tag if wanted.engine_apart else tag, snapshot, CLONE, weights, wanted.gpu, prepared)
     if not wanted.engine_apart:
-        request = ImageRequest(tag, snapshot, CLONE, weights, wanted.gpu, prepared)
-        return folder.Images(_image("the image", request, steps))
-    engine_tag = f"{folder.ENGINE_REPOSITORY}:{wanted.project}"
-    request = ImageRequest(engine_tag, snapshot, CLONE, weights, wanted.gpu, prepared)
-    engine = _image("the engine's image", request, steps)
+        return folder.Images(_image("the image", whole, steps))
+    engine = _image("the engine's image", whole, steps)
     return folder.Images(_image("the worker's image", ImageRequest(tag, snapshot, CLONE, None), steps), engine)
 
 
@@ -277,10 +299,24 @@ def _save(path: Path, snapshot: str, images: folder.Images, say: Say) -> int:
     return saved.size_bytes
 
 
-def _show_end(wanted: Wanted, final: Path, token: IssuedToken) -> None:
-    typer.echo(f"{final} is complete. Copy it to each machine, and start the worker there:")
+def _show_end(wanted: Wanted, final: Path, source: str | None, token: IssuedToken) -> None:
+    if credentials := _credentials(source):
+        typer.echo(f"{final} is complete, but for what its workers may read {source} with: write that into")
+        typer.echo(f"  {final / folder.ENVIRONMENT}")
+        typer.echo(f"({credentials}; docs/settings.md, Storage). Machines with an identity or role for it need no key.")
+        typer.echo("Then copy the folder to each machine, and start the worker there:")
+    else:
+        typer.echo(f"{final} is complete. Copy it to each machine, and start the worker there:")
     typer.echo(f"  scp -rp {final} MACHINE:")
     typer.echo(f"  ssh MACHINE bash {final.name}/{folder.START}")
     ends = f", valid until {token.expires_at:%Y-%m-%d}" if token.expires_at else ""
     typer.echo(f"Its token is number {token.id}, {token.name!r}{ends}; to shut out all who have it:")
     typer.echo(f"  job-api token revoke {token.id} --config {wanted.config}")
+
+
+def _credentials(source: str | None) -> str | None:
+    """What credentials of the storage that a source lies in are called; None where it needs none, or is not known."""
+    try:
+        return _CREDENTIALS.get(locate(source).kind) if source else None
+    except BadLocation:
+        return None

@@ -6,6 +6,7 @@ gzip, because it is what `docker load` reads itself everywhere: engines as old a
 import gzip
 import os
 import subprocess
+import tempfile
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from uworker.snapshot.access import SnapshotError
-from uworker.snapshot.builder import run
+from uworker.snapshot.builder import advice, run
 
 # Weights hardly get smaller at any level, and libraries little more at higher ones.
 LEVEL = 1
@@ -49,17 +50,26 @@ def save_images(tags: Iterable[str], file: Path) -> Saved:
     """
     try:
         command = ["docker", "save", *tags]
-        with file.open("xb") as target, subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with (
+            file.open("xb") as target,
+            tempfile.TemporaryFile() as told,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told) as process,
+        ):
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             try:
                 size_bytes = _compress(process.stdout, target)
             except BaseException:
                 process.kill()
                 raise
+            process.wait()
+            told.seek(0)
+            said = told.read().decode(errors="replace").strip()
     except OSError as error:
-        raise SnapshotError(f"{file} cannot be written: {error.strerror or error}") from error
+        raise SnapshotError(
+            f"{file} cannot be written: {error.strerror or error}; make room, or name another folder with --output"
+        ) from error
     if process.returncode != 0:
-        raise SnapshotError("docker save failed; it says above why")
+        raise SnapshotError(f"docker save failed: {said or 'it does not say why'}{advice([said])}")
     return Saved(file.stat().st_size, size_bytes)
 
 
