@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from benchmarks.report import cores
 from benchmarks.stage import BenchmarkError
 from uworker.demo.samples import draw_samples
 from uworker.engines.prepared import MAX_BATCH
-from uworker.prepared.files import Difference, Report
+from uworker.prepared.files import REPORT, Difference, Report, prepared_directory
 from uworker.weights import find_weights, model_directory
 
 ROOT = Path(__file__).parents[1]
@@ -104,12 +106,30 @@ def test_every_figure_is_measured_on_a_replica_and_stands_in_the_last_line(
 
 
 @pytest.mark.timeout(900)
-def test_a_copy_of_the_replica_says_more_and_is_prepared_for_as_much(home: Path, tmp_path: Path) -> None:
+def test_a_copy_of_the_replica_says_more_and_is_prepared_for_as_much(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(path.name for path in home.parent.iterdir())
     graph = model_directory(home, "DECIMER").joinpath("saved_model.pb").read_bytes()
     layouts = {"threads": Layout(1, 1), "prepared": Layout(1, 2, prepared=True)}
-    found = lengths.measure(home, replica.SMALL.tokens, [4], (layouts, lay_out(tmp_path, 16).files), print)
+    found, proofs = lengths.measure(home, replica.SMALL.tokens, [4], (layouts, lay_out(tmp_path, 16).files), print)
     assert {name: by[4].characters for name, by in found.items()} == {"threads": 2 * 4, "prepared": 16 * 4}
+    enough = prepared.images_needed(4)
+    assert lengths.details_of(proofs[4]) == {
+        "images": enough,
+        "images_equal": enough,
+        "tokens": 4 * enough,
+        "tokens_equal": 4 * enough,
+        "tokens_equal_batched": 4 * enough,
+        "near_ties": 0,
+    }
+    capsys.readouterr()
+    lengths.show_loads(found)
+    lengths.show_proofs(proofs)
+    told = capsys.readouterr().out.splitlines()
+    [row] = [line for line in told if re.match(r"\W*4 ", line)]
+    assert re.findall(r"\d+", row) == ["4", *[str(4 * enough)] * 3, "0"]
+    assert [len(re.findall(r"[0-9.]+ s, [0-9,]+ MB", line)) for line in told].count(1) == len(layouts)
     # The replica itself is as it was, and nothing is left of the copy.
     assert model_directory(home, "DECIMER").joinpath("saved_model.pb").read_bytes() == graph
     assert sorted(path.name for path in home.parent.iterdir()) == before
@@ -162,6 +182,16 @@ def test_a_further_token_costs_the_same_where_time_grows_linearly() -> None:
     assert curved["ms_per_token_between"] == [60.0, 120.0, 230.0]
     assert curved["growth"] == pytest.approx(230 / 60, abs=0.001)
     assert curved["off_the_line"] > 0.1
+
+
+def test_a_model_of_other_code_or_packages_is_prepared_anew(home: Path, tmp_path: Path) -> None:
+    known = prepared.prepare(home, [], print)
+    other = shutil.copytree(home, tmp_path / "home")
+    assert prepared._find(other) == known
+    report = prepared_directory(other, hand_drawn=False) / REPORT
+    for changed in ({"onnxruntime": "0.1"}, {"code": "ab" * 32}):
+        report.write_text(known.model_copy(update={"versions": known.versions | changed}).model_dump_json())
+        assert prepared._find(other) is None, changed
 
 
 def test_what_the_replica_depends_on_is_built_anew() -> None:

@@ -16,6 +16,12 @@ from uworker.weights import FOLDER, find_weights
 
 PROJECT = "sketches"
 REFUSED = 4
+WITHOUT_TENSORFLOW = """
+import uworker.weights
+uworker.weights.find_spec = {}.get
+from uworker.cli import app
+app()
+"""
 WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 Check = Callable[..., str]
@@ -42,7 +48,13 @@ def check(service: RunningService, homes: Path) -> Check:
     admin.put_project(PROJECT, ProjectSettings(source="file:///data/sketches"))
 
     def run(
-        home: str, options: dict[str, Any], *, may_write: bool = False, paused: bool = False, **settings: str
+        home: str,
+        options: dict[str, Any],
+        *,
+        may_write: bool = False,
+        paused: bool = False,
+        tensorflow: bool = True,
+        **settings: str,
     ) -> str:
         admin.put_project(PROJECT, ProjectSettings(engine_options=options))
         (admin.pause if paused else admin.resume)(PROJECT)
@@ -56,10 +68,11 @@ def check(service: RunningService, homes: Path) -> Check:
             "spool_dir": "/tmp",
             **settings,
         }
+        started = ["-m", "uworker"] if tensorflow else ["-c", WITHOUT_TENSORFLOW]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("UWORKER_")}
         done = subprocess.run(
             # Root may write everywhere unless it gives that up.
-            [*(WITHOUT_RIGHTS if os.geteuid() == 0 else ()), sys.executable, "-m", "uworker", "check"],
+            [*(WITHOUT_RIGHTS if os.geteuid() == 0 else ()), sys.executable, *started, "check"],
             env=clean | {f"UWORKER_{name.upper()}": value for name, value in given.items()},
             capture_output=True,
             text=True,
@@ -68,7 +81,7 @@ def check(service: RunningService, homes: Path) -> Check:
         )
         assert (done.returncode, bool(done.stderr)) in ((0, False), (REFUSED, True)), done.stderr
         assert len(done.stderr.splitlines()) <= 1
-        assert ("the worker downloads them first" in done.stdout) == (home == "none" and may_write)
+        assert ("the worker downloads them first" in done.stdout) == (home == "none" and may_write and tensorflow)
         assert (f"the project {PROJECT} is paused" in done.stdout) == paused
         return done.stderr
 
@@ -102,6 +115,13 @@ def test_weights_that_can_be_downloaded_may_be_missing(check: Check, homes: Path
     assert check("none", {}, may_write=True, weights_sha256="0" * 64) == ""
     assert check("none", {}, may_write=True, weights_home=str(homes / "none" / "not there yet")) == ""
     assert "has none of that model" in check("none", {})
+
+
+def test_weights_that_nothing_here_could_read_are_not_to_be_downloaded(check: Check) -> None:
+    said = check("none", {}, may_write=True, tensorflow=False)
+    assert "there is no prepared model at" in said
+    assert "TensorFlow is not installed" in said
+    assert check("both", {}, tensorflow=False) == ""
 
 
 @pytest.mark.timeout(900)

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from tests.plugins.replica import HAND_DRAWN_TOKENS, TOKENS, Replica, copy_home
 from tests.serving import wait_for
 from uworker.cli import app
-from uworker.prepared.cli import _find_images
+from uworker.prepared.cli import _find_images, _find_weights
 from uworker.prepared.files import Report, find_prepared, prepared_directory
+from uworker.prepared.versions import code_digest, what_differs
 from uworker.weights import find_weights
 
 # The first of them may have to wait for the replica, which on a busy machine takes minutes.
@@ -35,11 +36,14 @@ def test_a_model_is_made_and_proved(prepared_replica: Replica, kind: str) -> Non
     home, hand_drawn = prepared_replica.home, kind == "hand-drawn"
     report = report_of(home, hand_drawn=hand_drawn)
     assert (report.proved, report.reason, report.differences, report.skipped) == (True, None, [], {})
-    assert report.images == (12 if hand_drawn else 9)
+    assert report.images == report.images_equal == (12 if hand_drawn else 9)
     assert report.images < report.tokens == report.tokens_equal == report.tokens_equal_batched
     assert report.greatest_difference is not None
     # Another order of the same sums, and not the same sums.
     assert 0 < report.greatest_difference < 1e-5
+    assert report.versions["code"] == code_digest()
+    assert {"decimer", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "pillow"} < set(report.versions)
+    assert what_differs(report.versions, absent_differs=True) == []
     found, weights = find_prepared(home, hand_drawn=hand_drawn), find_weights(home, hand_drawn=hand_drawn)
     assert found is not None
     assert weights is not None
@@ -141,6 +145,39 @@ def test_wrong_options_are_told_apart_from_a_model_that_cannot_be_made(
     code, said = run("--weights", str(tmp_path / "none"))
     assert code == 1
     assert "DECIMER's weights are not at" in said
+
+
+@pytest.mark.parametrize("module", ["onnx", "tensorflow"])
+def test_what_it_needs_is_missed_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, module, None)
+    code, said = run("--weights", str(tmp_path))
+    assert code == 1
+    assert said == (
+        f"uworker: {module} cannot be found: `uworker prepare` needs the extra `engine` (in a clone: make install); "
+        "snapshots are prepared when they are built\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_the_models_may_be_meant_in_any_way(
+    prepared_replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing listens there.
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    home = copy_home(prepared_replica.shipped, tmp_path / "home")
+    folder, renamed = home / "DECIMER-V2", tmp_path / "linked" / "DECIMER-V2"
+    monkeypatch.chdir(folder)
+    (tmp_path / "models").symlink_to(folder)
+    for given in (home, folder, Path(), Path("assets") / "..", Path(".."), tmp_path / "models"):
+        assert _find_weights(given, None, hand_drawn=False).home.resolve() == home
+    # Only its link has the name.
+    renamed.parent.mkdir()
+    renamed.symlink_to(folder.rename(tmp_path / "elsewhere"))
+    for given in (renamed.parent, renamed):
+        assert _find_weights(given, None, hand_drawn=False).home == renamed.parent
 
 
 def test_ones_own_images_are_a_file_or_taken_evenly_from_a_folder(tmp_path: Path) -> None:

@@ -17,11 +17,22 @@ from job_api.chemistry import is_truncated
 from tests.plugins.replica import TOKENS, Replica, copy_home
 from tests.test_recogniser import Talk
 from uworker.engines import EngineError, EngineLoadError, Pixels, Recognition
+from uworker.engines import prepared as prepared_engine
 from uworker.engines.decimer import load
-from uworker.engines.prepared import PreparedEngine
+from uworker.engines.prepared import MAX_BATCH, PreparedEngine
 from uworker.engines.preprocessing import NoInk, preprocess
 from uworker.prepared.decoding import PreparedModel, Steps
-from uworker.prepared.files import ABOUT, REPORT, Prepared, digest_of, find_prepared
+from uworker.prepared.files import (
+    ABOUT,
+    REPORT,
+    About,
+    Prepared,
+    digest_of,
+    find_prepared,
+    former_directory,
+    prepared_directory,
+)
+from uworker.prepared.preparing import _replacing
 
 # The first of them may have to wait for the replica, which on a busy machine takes minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -197,6 +208,7 @@ def test_a_recogniser_answers_with_it_and_never_maps_tensorflow(prepared_replica
         run = ready["run"]
         assert (run["prepared"], run["weights_sha256"]) == (found.sha256, found.about.weights_sha256)
         assert (run["engine"], run["engine_version"]) == ("decimer", "2.8.1")
+        assert ready["max_batch"] == MAX_BATCH > 1
         for image, wanted in zip(prepared_replica.images[:4], prepared_replica.answers["printed"], strict=False):
             row = talk.ask(image.read_bytes())
             assert (row["status"], row["smiles"]) == ("recognised", wanted.smiles)
@@ -206,6 +218,26 @@ def test_a_recogniser_answers_with_it_and_never_maps_tensorflow(prepared_replica
         mapped = {file.path for file in psutil.Process(talk.process.pid).memory_maps()}
         assert any("onnxruntime" in path for path in mapped)
         assert not any("tensorflow" in path or "/onnx/" in path for path in mapped)
+    finally:
+        talk.end()
+
+
+def test_a_recogniser_decodes_images_that_wait_together(prepared_replica: Replica) -> None:
+    found = prepared(prepared_replica.home)
+    talk = Talk(prepared_replica.home, engine="decimer", engine_options={"prepared": found.sha256})
+    try:
+        assert talk.hear()["kind"] == "ready"
+        for task_id, image in enumerate(prepared_replica.images[:MAX_BATCH], start=1):
+            # Its one thread takes none before all are there.
+            talk.send(task_id, image.read_bytes(), more=task_id < MAX_BATCH)
+        heard = [talk.hear() for _ in range(2 * MAX_BATCH)]
+        assert heard[:MAX_BATCH] == [
+            {"kind": "started", "task_id": task_id, "batch": 1} for task_id in range(1, MAX_BATCH + 1)
+        ]
+        rows = {message["task_id"]: message["row"] for message in heard[MAX_BATCH:]}
+        answers = prepared_replica.answers["printed"]
+        assert {at: row["smiles"] for at, row in rows.items()} == {at: answers[at - 1].smiles for at in rows}
+        assert len(rows) == MAX_BATCH
     finally:
         talk.end()
 
@@ -256,3 +288,55 @@ def test_another_model_than_was_chosen_is_not_loaded(prepared_replica: Replica, 
         load({"prepared": found.sha256}, home, 1)
     assert digest_of(tmp_path / "away") == found.sha256
     assert (tmp_path / "away" / ABOUT).is_file()
+
+
+class Swapping(PreparedModel):
+    """Is loaded just after another model, that for hand-drawn structures, has taken the place of the one chosen."""
+
+    swaps: int
+    other: Path
+    place: Path
+    loaded: list[Path]
+
+    def __init__(self, directory: Path, about: About) -> None:
+        Swapping.loaded.append(directory)
+        if Swapping.swaps:
+            Swapping.swaps -= 1
+            with _replacing(Swapping.place) as fresh:
+                for file in Swapping.other.iterdir():
+                    (fresh / file.name).write_bytes(file.read_bytes())
+                # Another one each time.
+                model = json.loads((fresh / ABOUT).read_bytes())
+                (fresh / ABOUT).write_text(json.dumps(model | {"weights": f"{Swapping.swaps}"}))
+                report = json.loads((fresh / REPORT).read_bytes())
+                (fresh / REPORT).write_text(json.dumps(report | {"prepared": digest_of(fresh)}))
+        super().__init__(directory, about)
+
+
+@pytest.fixture
+def swapped_home(prepared_replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = copy_home(prepared_replica.home, tmp_path / "home")
+    monkeypatch.setattr(prepared_engine, "PreparedModel", Swapping)
+    monkeypatch.setattr(Swapping, "other", prepared_directory(prepared_replica.home, hand_drawn=True), raising=False)
+    monkeypatch.setattr(Swapping, "place", prepared_directory(home, hand_drawn=False), raising=False)
+    monkeypatch.setattr(Swapping, "loaded", [], raising=False)
+    return home
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_is_loaded_from_where_it_is_now(
+    prepared_replica: Replica, swapped_home: Path, pixels: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = prepared(swapped_home)
+    monkeypatch.setattr(Swapping, "swaps", 1, raising=False)
+    engine = load({"prepared": chosen.sha256}, swapped_home, 1)
+    former = former_directory(Swapping.place)
+    assert Swapping.loaded == [Swapping.place, former]
+    assert engine.prepared == chosen.sha256 == digest_of(former) != digest_of(Swapping.place)
+    assert_same([engine.recognise(image) for image in pixels[:4]], prepared_replica.answers["printed"][:4], CLOSE)
+
+
+def test_a_model_that_is_replaced_and_gone_is_not_loaded(swapped_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = prepared(swapped_home)
+    monkeypatch.setattr(Swapping, "swaps", 2, raising=False)
+    with pytest.raises(EngineLoadError, match="is no longer at"):
+        load({"prepared": chosen.sha256}, swapped_home, 1)

@@ -10,7 +10,7 @@ from tests.plugins.replica import Replica
 from uworker.engines.preprocessing import preprocess
 from uworker.engines.spelling import spell_smiles
 from uworker.prepared.decoding import Floats, PreparedModel, Steps
-from uworker.prepared.files import find_prepared
+from uworker.prepared.files import Difference, find_prepared
 from uworker.prepared.proof import Proof, Shown, compare
 
 # The first of them may have to wait for the replica, which on a busy machine takes minutes.
@@ -86,6 +86,7 @@ def test_a_model_is_equal_to_itself(model: PreparedModel, shown: list[Shown]) ->
     assert proof.images == len(shown) == 9
     assert proof.tokens == proof.tokens_equal == proof.tokens_equal_batched > 40
     assert (proof.differences, script.asked, proof.fault(1e-5)) == ([], [], None)
+    assert proof.images_equal == 9
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,7 @@ def test_another_token_is_accepted_only_where_the_shipped_model_has_a_near_tie(
     assert script.asked == [(2, tokens[:-1])] * 2
     assert [found.images_at_once for found in proof.differences] == [1, 8]
     assert proof.tokens_equal == proof.tokens_equal_batched == proof.tokens - 1
+    assert proof.images_equal == proof.images - 1
     for found in proof.differences:
         assert (found.image, found.position, found.shipped) == ("image 2", len(tokens) - 1, "F")
         assert (found.shipped_first, found.shipped_second) == pytest.approx(top)
@@ -130,6 +132,53 @@ def test_probabilities_that_differ_prove_nothing_even_where_tokens_are_equal(
     assert fault is not None
     assert fault.endswith("which is more than 0.01")
     assert proof.fault(0.03) == proof.lack() or off != 0.02
+
+
+@pytest.mark.parametrize(
+    ("equal", "batched", "images_equal", "fault"),
+    [
+        (200, 200, 8, None),
+        (196, 196, 4, None),
+        (195, 200, 8, "5 of 200 tokens are near ties, which is more than 2%"),
+        (200, 195, 8, "5 of 200 tokens are near ties, which is more than 2%"),
+        (0, 0, 0, "200 of 200 tokens are near ties, which is more than 2%"),
+        (196, 196, 3, "3 of 8 images are read alike from the first token to the last, which is less than 50%"),
+    ],
+)
+def test_near_ties_are_few_and_most_images_are_read_alike(
+    equal: int, batched: int, images_equal: int, fault: str | None
+) -> None:
+    tie = Difference(
+        image="a",
+        position=1,
+        images_at_once=1,
+        shipped="C",
+        prepared="N",
+        shipped_first=0.401,
+        shipped_second=0.4,
+        is_near_tie=True,
+    )
+    proof = Proof(8, images_equal, 200, equal, batched, differences=[tie] * (400 - equal - batched))
+    assert proof.fault(0.01) == fault
+
+
+def test_too_few_prove_nothing_whatever_they_say() -> None:
+    proof = Proof(images=7, tokens=40)
+    assert proof.fault(0.01) == proof.lack() is not None
+
+
+def test_an_image_with_a_near_tie_is_spelt_as_the_package_spells_it(model: PreparedModel, shown: list[Shown]) -> None:
+    own = answers_of(model, shown)[2][0]
+
+    class Misspelling(Script):
+        def spell(self, tokens: Sequence[int]) -> str:
+            return super().spell(tokens) + ("C" if list(tokens) == own else "")
+
+    answers = otherwise(model, shown, image=2)
+    answers[2][1][LAST] = 0.42
+    proof = run(model, shown, Misspelling(answers, (0.42, 0.415), own[LAST]), 0.01)
+    assert [found.is_near_tie for found in proof.differences] == [True, True]
+    assert proof.fault(1) == "image 2 is spelt otherwise than by the package"
 
 
 def test_no_image_proves_nothing(model: PreparedModel) -> None:

@@ -75,6 +75,17 @@ def test_rows_say_which_model_made_them(
     assert "is turned off by UWORKER_PREPARED or the project's engine_options" in worker.log
 
 
+@pytest.mark.parametrize("said", ["false", 0])
+def test_a_project_that_says_neither_true_nor_false_is_refused(
+    service: RunningService, start_worker: WorkerStarter, prepared_replica: Replica, source: Path, said: object
+) -> None:
+    submit(service, source, "odd", prepared=said)
+    worker = start_worker(service.root, service.token("worker"), weights_home=str(prepared_replica.home), **PLAN)
+    assert worker.wait() != 0
+    assert f"decimer's option prepared is true or false, not {said!r}" in worker.log
+    assert list(service.client("admin").results("odd")) == []
+
+
 def test_a_model_that_was_not_proved_is_not_used_and_it_is_said_once(
     service: RunningService, start_worker: WorkerStarter, prepared_replica: Replica, source: Path, tmp_path: Path
 ) -> None:

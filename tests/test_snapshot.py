@@ -181,6 +181,9 @@ def test_weights_that_are_not_there_or_are_others_are_told(
 def test_an_engine_that_no_snapshot_holds_is_told(refused: Builder, patents: RunningService) -> None:
     patents.client("admin").put_project(PROJECT, ProjectSettings(engine="osra"))
     assert "has the engine osra, and a snapshot holds decimer alone; start workers where" in refused()
+    options = {"prepared": "no"}
+    patents.client("admin").put_project(PROJECT, ProjectSettings(engine="decimer", engine_options=options))
+    assert "decimer's option prepared is true or false, not 'no'; its workers would refuse it" in refused()
 
 
 @pytest.mark.parametrize(

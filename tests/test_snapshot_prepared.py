@@ -1,5 +1,6 @@
 """The prepared model of a snapshot: taken where it is, made where it is not, done without where it cannot be had."""
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ import pytest
 from job_api.schemas import ProjectSettings
 from tests.plugins.service import RunningService
 from tests.serving import LOAD_SECONDS, wait_for
-from uworker.prepared.files import Prepared, find_prepared, prepared_directory
+from uworker.prepared.files import REPORT, Prepared, find_prepared, prepared_directory
+from uworker.prepared.versions import code_digest
 from uworker.snapshot.cli import Wanted, _prepared
 from uworker.snapshot.preparing import AS_SHIPPED, cache_home, prepared_for
 from uworker.snapshot.steps import Steps
@@ -74,6 +76,28 @@ def test_one_is_made_beside_weights_that_have_none_and_none_that_may_be_used(
     assert found.sha256 == model_of(prepared_home).sha256, "the same weights, the same model"
     assert any(re.match(r" *24: \d+ of \d+ tokens equal ", line) for line in said), said
     assert "proved: " in said[-1]
+
+
+def test_one_that_was_proved_with_other_code_or_packages_is_made_anew(prepared_home: Path, shipped_home: Path) -> None:
+    older = prepared_directory(shipped_home, hand_drawn=False)
+    shutil.copytree(prepared_directory(prepared_home, hand_drawn=False), older)
+    report = json.loads((older / REPORT).read_bytes())
+    del report["versions"]["code"]
+    report["versions"] |= {"numpy": "0.1", "not-installed": "2.0"}
+    (older / REPORT).write_text(json.dumps(report))
+    found, said = ask(weights_of(shipped_home))
+    assert f"not taken: {older} was proved with another version of " in said[0]
+    for differing in ("this project's code", "numpy 0.1, now ", "not-installed 2.0, which is not installed"):
+        assert differing in said[0]
+    assert found is not None
+    assert found == model_of(shipped_home)
+    assert found.proved_with["code"] == code_digest()
+    assert found.sha256 == model_of(prepared_home).sha256
+    # It is taken the next time, and as the same model it has left none behind.
+    again, [line] = ask(weights_of(shipped_home))
+    assert again == found
+    assert line.startswith("made before")
+    assert [path.name for path in older.parent.glob("*_before")] == []
 
 
 # Root may write everywhere unless it gives that up.

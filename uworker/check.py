@@ -21,6 +21,8 @@ from uworker.weights import (
     find_weights,
     is_hand_drawn,
     missing_models,
+    reads_shipped,
+    why_none_will_do,
 )
 
 EXIT_SETTINGS, EXIT_REFUSED = 2, 4
@@ -155,26 +157,34 @@ def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> Non
     if not _has_weights_here(settings, wanted):
         return
     home, hand_drawn = settings.weights_home.expanduser(), is_hand_drawn(wanted.engine_options)
-    if missing_models(home, hand_drawn=hand_drawn) and not prepared_directory(home, hand_drawn=hand_drawn).is_dir():
+    if _has_none(home, hand_drawn=hand_drawn):
         typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
         if home.name == FOLDER:
             typer.echo(f"  ({PREFIX}WEIGHTS_HOME is the folder that holds {FOLDER}: {home.parent}?)")
+
+
+def _has_none(home: Path, *, hand_drawn: bool) -> bool:
+    return (
+        bool(missing_models(home, hand_drawn=hand_drawn))
+        and not prepared_directory(home, hand_drawn=hand_drawn).is_dir()
+    )
 
 
 def check_weights(settings: WorkerSettings, wanted: ProjectEngine) -> None:
     """Refuse weights that the project's engine would refuse at its first job.
 
     Raises:
-        CheckFailed: they are of another model, or missing where none can be downloaded to.
+        CheckFailed: they are of another model, or missing where none can be downloaded to or read.
     """
     if not _has_weights_here(settings, wanted):
         return
-    home = settings.weights_home.expanduser()
+    home, hand_drawn = settings.weights_home.expanduser(), is_hand_drawn(wanted.engine_options)
+    if _has_none(home, hand_drawn=hand_drawn) and not reads_shipped():
+        raise CheckFailed(why_none_will_do(home, hand_drawn=hand_drawn))
     pins = (settings.weights_sha256, wanted.engine_options.get("weights_sha256"))
     may_download = _can_be_written(home / FOLDER)
     if may_download and not any(pins):
         return
-    hand_drawn = is_hand_drawn(wanted.engine_options)
     try:
         found = find_weights(home, hand_drawn=hand_drawn)
         alone = find_prepared_weights(home, hand_drawn=hand_drawn) if found is None else None

@@ -106,6 +106,9 @@ class Crew:
         if order.engine != "decimer":
             # An engine of another name brings what it needs itself, or says that it cannot be loaded.
             return _Fetch(is_done=True)
+        if (wrong := choice.refusal(order.engine_options)) is not None:
+            # What is chosen here takes the option's place, and the engine would never see it.
+            return _Fetch(WeightsError(wrong), is_done=True)
         fetch = _Fetch()
         said_at = [0.0]
         home, hand_drawn = self._weights_home, is_hand_drawn(order.engine_options)
@@ -124,6 +127,7 @@ class Crew:
                     pinned_sha256=order.weights_sha256,
                     on_progress=say,
                     prepared_will_do=wanted,
+                    recognises_here=True,
                 )
                 checked = "verified" if found.verified else "unverified"
                 log.info("weights: %s, sha256 %s (%s)", found.name, found.sha256, checked)

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -72,6 +73,7 @@ def ensure_weights(
     on_progress: Progress,
     base_url: str = HOST,
     prepared_will_do: bool = False,
+    recognises_here: bool = False,
 ) -> Weights:
     """Return the weights below `home`, downloading what is missing.
 
@@ -82,6 +84,7 @@ def ensure_weights(
         on_progress: Told of a download's progress, about every 8 MiB.
         base_url: Stands in for https://zenodo.org, as a mirror or in tests.
         prepared_will_do: Where only a prepared model is there, take the weights that it was made of as found.
+        recognises_here: Download nothing where TensorFlow is not installed, with which alone they can be read.
 
     Raises:
         WeightsError: they cannot be had, or their digest is not the pinned one. Nothing has been unpickled.
@@ -90,6 +93,8 @@ def ensure_weights(
         found = find_prepared_weights(home, hand_drawn=hand_drawn) if prepared_will_do else None
         is_prepared_alone = found is not None
         if found is None and missing_models(home, hand_drawn=hand_drawn):
+            if recognises_here and not reads_shipped():
+                raise WeightsError(why_none_will_do(home, hand_drawn=hand_drawn))
             _download_missing(home, hand_drawn, on_progress, base_url)
         found = found or find_weights(home, hand_drawn=hand_drawn)
     except OSError as error:
@@ -141,6 +146,27 @@ def find_prepared_weights(home: Path, *, hand_drawn: bool) -> Weights | None:
     if found is None:
         return None
     return Weights(found.about.weights, found.about.weights_sha256, home, verified=False)
+
+
+def reads_shipped() -> bool:
+    """Whether weights can be used here as they are shipped: for that TensorFlow is needed, which is not looked into."""
+    return find_spec("tensorflow") is not None
+
+
+def why_none_will_do(home: Path, *, hand_drawn: bool) -> str:
+    """Say why nothing recognises where only a prepared model can, and what to do."""
+    folder = prepared_files.prepared_directory(home, hand_drawn=hand_drawn)
+    command = prepared_files.prepare_command(hand_drawn=hand_drawn)
+    try:
+        found = prepared_files.find_prepared(home, hand_drawn=hand_drawn)
+        why = f"there is no prepared model at {folder}" if found is None else AS_SHIPPED_IS_WANTED
+    except prepared_files.Unusable as error:
+        why = str(error)
+    return (
+        f"{why}. As it is shipped DECIMER cannot run here, for TensorFlow is not installed, and its weights are not "
+        f"downloaded: install the extra `engine` (in a clone: make install), or run `{command}` where it is installed, "
+        f"and copy {folder.name} to {folder.parent}; a snapshot is built again"
+    )
 
 
 def model_directory(home: Path, model: str) -> Path:

@@ -54,13 +54,14 @@ class Measured:
     Attributes:
         rounds: what each contestant came to; `workers`: what else there is to be told of workers, by round.
         proof: how the prepared model was compared with the shipped one, where there is one.
-        by_tokens: what contestants came to, by tokens.
+        by_tokens: what contestants came to, by tokens; `proofs`: how the model prepared for each was compared.
     """
 
     rounds: list[dict[str, Outcome]] = field(default_factory=list)
     workers: list[dict[str, Any]] = field(default_factory=list)
     proof: Report | None = None
     by_tokens: dict[str, dict[int, Outcome]] = field(default_factory=dict)
+    proofs: dict[int, Report] = field(default_factory=dict)
 
 
 def say(line: str) -> None:
@@ -118,7 +119,8 @@ def main(
             if counts:
                 ways = {name: _layouts()[name] for name in BY_LENGTH}
                 more = lay_out(Path(scratch, "lengths"), lengths.images_for(ways, counts))
-                found.by_tokens = lengths.measure(home, architecture.tokens, counts, (ways, more.files), say)
+                measured = lengths.measure(home, architecture.tokens, counts, (ways, more.files), say)
+                found.by_tokens, found.proofs = measured
     except BenchmarkError as error:
         raise SystemExit(f"benchmarks: {error}") from None
     _show(found)
@@ -192,6 +194,8 @@ def _show(found: Measured) -> None:
     if found.by_tokens:
         lengths.show("seconds an image", lengths.seconds_of(found.by_tokens))
         lengths.show("processor seconds an image", lengths.processor_seconds_of(found.by_tokens))
+        lengths.show_loads(found.by_tokens)
+        lengths.show_proofs(found.proofs)
 
 
 def _last_line(found: Measured) -> dict[str, Any]:
@@ -210,6 +214,7 @@ def _last_line(found: Measured) -> dict[str, Any]:
         }
         for name, by in found.by_tokens.items()
     }
+    line["proofs_by_tokens"] = {str(tokens): lengths.details_of(proof) for tokens, proof in found.proofs.items()}
     return line
 
 

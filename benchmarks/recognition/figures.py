@@ -65,7 +65,7 @@ def figures_of(rounds: Sequence[Mapping[str, Outcome]], proof: Report | None = N
         figures |= {
             "tokens_equal": proof.tokens_equal / proof.tokens,
             "tokens_equal_batched": proof.tokens_equal_batched / proof.tokens,
-            "near_ties": _near_ties(proof),
+            "near_ties": near_ties(proof),
         }
     figures |= {f"shipped_{name}": value for name, value in _worker(rounds, WORKER_SHIPPED, THREADS).items()}
     return {name: value for name, value in figures.items() if value is not None}
@@ -75,12 +75,12 @@ def with_goals(proof: Report | None) -> tuple[Figure, ...]:
     """`FIGURES`; tokens that differ may be near ties only, as many as there were."""
     if proof is None:
         return FIGURES
-    share = 1 - _near_ties(proof) / proof.tokens
+    share = 1 - near_ties(proof) / proof.tokens
     goals = {"tokens_equal": share, "tokens_equal_batched": share}
     return tuple(replace(figure, at_least=goals.get(figure.name, figure.at_least)) for figure in FIGURES)
 
 
-def _near_ties(proof: Report) -> int:
+def near_ties(proof: Report) -> int:
     """How many tokens; one may differ alone and in a batch."""
     return len({(found.image, found.position) for found in proof.differences if found.is_near_tie})
 

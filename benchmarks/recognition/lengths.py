@@ -20,8 +20,10 @@ from rich.table import Table
 
 from benchmarks.recognition import prepared
 from benchmarks.recognition.contest import Layout, check_length, compete
+from benchmarks.recognition.figures import near_ties
 from benchmarks.recognition.module import run_module
 from benchmarks.recognition.outcome import Outcome
+from uworker.prepared.files import Report
 from uworker.weights import model_directory
 
 # The shipped model takes many times as long as the prepared one, and ever more of it for longer answers.
@@ -41,7 +43,7 @@ def measure(
     counts: Sequence[int],
     ways: tuple[Mapping[str, Layout], Sequence[Path]],
     say: Callable[[str], None],
-) -> dict[str, dict[int, Outcome]]:
+) -> tuple[dict[str, dict[int, Outcome]], dict[int, Report]]:
     """Have contestants recognise a few images for each number of tokens.
 
     Args:
@@ -50,21 +52,25 @@ def measure(
         counts: numbers of tokens.
         ways: the contestants, and images; each thread gets `PREPARED_IMAGES` or `SHIPPED_IMAGES` of them.
         say: told lines of progress.
+
+    Returns:
+        What each contestant came to, and how the prepared model was compared with the shipped one, both by tokens.
     """
     layouts, images = ways
     found: dict[str, dict[int, Outcome]] = {name: {} for name in layouts}
+    proofs: dict[int, Report] = {}
     for tokens in counts:
         # On the same disk, for the hard links.
         with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".tokens-{tokens}-") as scratch:
             other = Path(scratch)
             _copy(home, other, said, tokens)
-            prepared.prepare(other, list(images[: prepared.images_needed(tokens)]), say)
+            proofs[tokens] = prepared.prepare(other, list(images[: prepared.images_needed(tokens)]), say)
             for name, layout in layouts.items():
                 outcome = compete(layout, other, list(images[: _images_of(layout)]))
                 check_length(outcome, tokens)
                 found[name][tokens] = outcome
                 say(f"{tokens} tokens, {name}: {1 / outcome.per_second:.2f} s an image ({outcome.images} images)")
-    return found
+    return found, proofs
 
 
 def images_for(layouts: Mapping[str, Layout], counts: Sequence[int]) -> int:
@@ -153,6 +159,32 @@ def show(title: str, seconds: Seconds) -> None:
             f"{fitted['ms_per_token']:.1f} ({between})",
             f"within {fitted['off_the_line']:.0%}",
         )
+    Console(width=150).print(table)
+
+
+def details_of(proof: Report) -> dict[str, int]:
+    """What is told of a proof."""
+    kept = ("images", "images_equal", "tokens", "tokens_equal", "tokens_equal_batched")
+    return {name: getattr(proof, name) for name in kept} | {"near_ties": near_ties(proof)}
+
+
+def show_proofs(proofs: Mapping[int, Report]) -> None:
+    """Print a table: how many tokens both models chose alike, by the length of the answers."""
+    table = Table("tokens of an answer", "compared", "equal, one image at a time", "several at a time", "near ties")
+    for tokens, proof in proofs.items():
+        told = details_of(proof)
+        counts = (told[name] for name in ("tokens", "tokens_equal", "tokens_equal_batched", "near_ties"))
+        table.add_row(str(tokens), *map(str, counts))
+    Console(width=150).print(table)
+
+
+def show_loads(found: Mapping[str, Mapping[int, Outcome]]) -> None:
+    """Print a table: after how long each contestant was ready, and its most memory."""
+    counts = sorted(next(iter(found.values())))
+    table = Table("ready after, and memory", *(f"{tokens} tokens" for tokens in counts))
+    for name, by in found.items():
+        cells = (f"{by[tokens].starting_seconds:.1f} s, {by[tokens].peak_bytes / 1e6:,.0f} MB" for tokens in counts)
+        table.add_row(name, *cells)
     Console(width=150).print(table)
 
 

@@ -9,12 +9,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.recognition.module import run_module
-from benchmarks.stage import ROOT, BenchmarkError
+from benchmarks.stage import BenchmarkError
 from uworker.prepared import cli
 from uworker.prepared.files import (
     LEAST_IMAGES,
@@ -25,14 +23,16 @@ from uworker.prepared.files import (
     find_prepared,
     prepared_directory,
 )
+from uworker.prepared.versions import what_differs
 from uworker.weights import find_weights
 
 PREPARE_SECONDS = 1800.0
-_KEY = "prepared.key"
 
 
 def prepare(home: Path, images: list[Path], say: Callable[[str], None]) -> Report:
     """Return the proof of the prepared model below `home`, which is made if it is not there.
+
+    It is made anew where it was proved with other code or other packages than there are.
 
     Args:
         home: what `PYSTOW_HOME` names.
@@ -42,9 +42,14 @@ def prepare(home: Path, images: list[Path], say: Callable[[str], None]) -> Repor
     Raises:
         BenchmarkError: it cannot be made, or is not proved.
     """
-    if (found := _find(home)) is not None and found.images >= len(images):
-        say(f"prepared model, proved before: {found.prepared}")
-        return found
+    try:
+        known = _find(home)
+    except Unusable:
+        # Made anew, which says what is wrong if it is still so.
+        known = None
+    if known is not None and known.images >= len(images):
+        say(f"prepared model, proved before: {known.prepared}")
+        return known
     say(f"preparing the model in {home}")
     environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     run_module(
@@ -55,8 +60,11 @@ def prepare(home: Path, images: list[Path], say: Callable[[str], None]) -> Repor
         seconds=PREPARE_SECONDS,
         given=json.dumps(list(map(str, images))),
     )
-    home.joinpath(_KEY).write_text(_key(), encoding="utf-8")
-    if (found := _find(home)) is None:
+    try:
+        found = _find(home)
+    except Unusable as why:
+        raise BenchmarkError(str(why)) from None
+    if found is None:
         raise BenchmarkError(f"there is no prepared model in {home}")
     say(f"prepared and proved: {found.prepared}")
     return found
@@ -68,23 +76,10 @@ def images_needed(tokens: int) -> int:
 
 
 def _find(home: Path) -> Report | None:
-    key = home / _KEY
-    if not key.is_file() or key.read_text(encoding="utf-8") != _key():
-        return None
-    try:
-        found = find_prepared(home, hand_drawn=False)
-    except Unusable as why:
-        raise BenchmarkError(str(why)) from None
-    if found is None:
+    found = find_prepared(home, hand_drawn=False)
+    if found is None or what_differs(found.proved_with, absent_differs=True):
         return None
     return Report.model_validate_json(prepared_directory(home, hand_drawn=False).joinpath(REPORT).read_bytes())
-
-
-def _key() -> str:
-    """Names all that a prepared model depends on beside the weights: the code that makes it, and its packages."""
-    sources = sorted((ROOT / "uworker" / "prepared").glob("*.py"))
-    parts = [path.read_text(encoding="utf-8") for path in sources]
-    return sha256(json.dumps([version("onnx"), version("onnxruntime"), *parts]).encode()).hexdigest()
 
 
 def main() -> None:

@@ -223,7 +223,12 @@ def _own_weights() -> Path:
 
         try:
             weights = ensure_weights(
-                home, hand_drawn=False, pinned_sha256=None, on_progress=show, prepared_will_do=True
+                home,
+                hand_drawn=False,
+                pinned_sha256=None,
+                on_progress=show,
+                prepared_will_do=True,
+                recognises_here=True,
             )
         except WeightsError as error:
             raise DemoError(str(error)) from None

@@ -15,12 +15,13 @@ import numpy as np
 
 from uworker import weights as weight_files
 from uworker.engines import EngineLoadError, Pixels, Recognition
-from uworker.prepared.files import Unusable, find_chosen
+from uworker.prepared.files import Unusable, find_chosen, is_still_there
 
 if TYPE_CHECKING:
     from uworker.engines.prepared import PreparedEngine
 
 OPTIONS = frozenset({"hand_drawn", "prepared", "weights_sha256"})
+_LOOKS = 3
 
 
 class DecimerEngine:
@@ -87,12 +88,22 @@ def _read_options(options: Mapping[str, Any]) -> _Options:
 def _load_prepared(wanted: _Options, home: Path) -> "PreparedEngine":
     from uworker.engines.prepared import PreparedEngine  # noqa: PLC0415 (ONNX Runtime, where it is used)
 
-    try:
-        found = find_chosen(home, wanted.prepared or "", hand_drawn=wanted.hand_drawn)
-    except Unusable as why:
-        raise EngineLoadError(str(why)) from None
-    _check_pin(found.about.weights_sha256, wanted.weights_sha256)
-    return PreparedEngine(found)
+    for _ in range(_LOOKS):
+        try:
+            found = find_chosen(home, wanted.prepared or "", hand_drawn=wanted.hand_drawn)
+        except Unusable as why:
+            raise EngineLoadError(str(why)) from None
+        _check_pin(found.about.weights_sha256, wanted.weights_sha256)
+        # While it was loaded another one may have taken its place, and what was checked is elsewhere by now.
+        try:
+            engine = PreparedEngine(found)
+        except Exception:
+            if is_still_there(found):
+                raise
+            continue
+        if is_still_there(found):
+            return engine
+    raise EngineLoadError(f"{found.directory} is changed again and again; start this worker again")
 
 
 def _load_shipped(wanted: _Options, home: Path, threads: int) -> DecimerEngine:

@@ -1,22 +1,31 @@
 """Which of DECIMER's models an order gets: the prepared one where it may be used, and otherwise the shipped one."""
 
 import logging
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from uworker.prepared.files import Unusable, find_prepared, prepare_command
+from uworker.prepared.versions import what_differs
 from uworker.weights import TURNED_OFF, Weights
 
 log = logging.getLogger(__name__)
 
 SLOWER = "DECIMER runs as it is shipped, which takes about four times as long"
+GPU = Path("/dev/nvidia0")
 
 
 def is_wanted(options: Mapping[str, Any]) -> bool:
-    """Whether a project's `engine_options` leave the choice."""
+    """Whether a project's `engine_options` leave the choice; see `refusal` for what is no choice at all."""
     return options.get("prepared") is not False
+
+
+def refusal(options: Mapping[str, Any]) -> str | None:
+    """What is wrong with `prepared` in a project's `engine_options`; the engine itself is told of a digest by it."""
+    said = options.get("prepared", True)
+    return None if isinstance(said, bool) else f"decimer's option prepared is true or false, not {said!r}"
 
 
 def _installed_decimer() -> str | None:
@@ -27,7 +36,13 @@ def _installed_decimer() -> str | None:
         return None
 
 
-def choose(home: Path, weights: Weights, *, hand_drawn: bool, wanted: bool) -> str | None:
+def _is_visible(gpu: Path) -> bool:
+    """Whether TensorFlow would look for a GPU; an empty list or -1 hides all of them."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return gpu.exists() and first not in ("", "-1", "NoDevFiles")
+
+
+def choose(home: Path, weights: Weights, *, hand_drawn: bool, wanted: bool, gpu: Path = GPU) -> str | None:
     """Return the digest of the prepared model to use, or None for the shipped one; says in the log which and why.
 
     Args:
@@ -35,6 +50,7 @@ def choose(home: Path, weights: Weights, *, hand_drawn: bool, wanted: bool) -> s
         weights: What was found there.
         hand_drawn: Which model.
         wanted: Whether a prepared model may be used at all.
+        gpu: Is there where the machine has one.
     """
     if not wanted:
         log.info("%s: %s", SLOWER, TURNED_OFF)
@@ -63,5 +79,14 @@ def choose(home: Path, weights: Weights, *, hand_drawn: bool, wanted: bool) -> s
             command,
         )
         return None
+    if differing := what_differs(found.proved_with, absent_differs=False):
+        log.warning(
+            "the prepared model was proved with another version of what is here: %s; it is used all the same, and "
+            "`%s`, or building the snapshot again, proves it anew",
+            ", ".join(differing),
+            command,
+        )
+    if _is_visible(gpu):
+        log.warning("the prepared model does not use the GPU; UWORKER_PREPARED=false runs the shipped one on it")
     log.info("prepared model: sha256 %s", found.sha256)
     return found.sha256

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,6 +17,7 @@ from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
 SAMPLES = 24
 MARGIN, TOLERANCE = 0.01, 0.01
+NEEDED = ("tensorflow", "DECIMER", "onnx")
 _SHOWN = 10
 
 
@@ -49,6 +51,12 @@ def prepare(
     """
     # A polite end is an interruption like Ctrl-C, after which nothing half is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if missing := [module for module in NEEDED if find_spec(module) is None]:
+        # Said before 1 GB is downloaded for nothing.
+        _give_up(
+            f"{' and '.join(missing)} cannot be found: `uworker prepare` needs the extra `engine` (in a clone: make "
+            "install); snapshots are prepared when they are built"
+        )
     try:
         from uworker.engines import EngineLoadError  # noqa: PLC0415 (NumPy)
 
@@ -114,8 +122,9 @@ def _draw(folder: Path, number: int) -> list[tuple[str, Path]]:
 
 def _find_weights(given: Path | None, pin: str | None, *, hand_drawn: bool) -> Weights:
     home = given or Path(os.environ.get("UWORKER_WEIGHTS_HOME") or default_weights_home())
-    if home.name == FOLDER:
-        home = home.parent
+    home = home.expanduser().absolute()
+    # That folder may be where one is, or be meant by a link of any name; one of that name may lead to any folder.
+    home = next((place.parent for place in (home, home.resolve()) if place.name == FOLDER), home)
     said: set[str] = set()
 
     def show(name: str, _: int, total: int | None) -> None:
@@ -123,7 +132,7 @@ def _find_weights(given: Path | None, pin: str | None, *, hand_drawn: bool) -> W
             said.add(name)
             typer.echo(f"downloading {name} to {home / FOLDER}" + (f" ({total / 1e6:,.0f} MB)" if total else ""))
 
-    return ensure_weights(home.expanduser().absolute(), hand_drawn=hand_drawn, pinned_sha256=pin, on_progress=show)
+    return ensure_weights(home, hand_drawn=hand_drawn, pinned_sha256=pin, on_progress=show)
 
 
 def _show(report: Report, place: Path) -> None:
@@ -138,8 +147,9 @@ def _say_what_was_compared(report: Report, place: Path) -> None:
     if report.images:
         typer.echo(
             f"{report.images} images, {report.tokens} tokens: {report.tokens_equal} chosen alike one image at a time, "
-            f"{report.tokens_equal_batched} several at a time; greatest difference of a probability "
-            f"{report.greatest_difference or 0:.1g}; the longest answer has {report.longest_answer} tokens"
+            f"{report.tokens_equal_batched} several at a time; {report.images_equal} images read alike to the end; "
+            f"greatest difference of a probability {report.greatest_difference or 0:.1g}; the longest answer has "
+            f"{report.longest_answer} tokens"
         )
     for name, why in report.skipped.items():
         typer.echo(f"not compared: {name} ({why})")

@@ -6,6 +6,7 @@ proved to give the same answers.
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,8 +17,15 @@ FOLDER = "DECIMER-V2"
 
 LEAST_IMAGES, LEAST_TOKENS = 8, 50
 """Fewer prove nothing of a model."""
+MOST_NEAR_TIES = 0.02
+"""The share of the tokens that may be near ties; of more, they are no longer an accident of adding up."""
+LEAST_READ_ALIKE = 0.5
+"""The share of the images that must be read alike from the first token to the last, with no near tie on the way."""
 
 ENCODER, STEP, ABOUT, REPORT = "encoder.onnx", "step.onnx", "model.json", "report.json"
+
+# Between the two renames of a model that takes another's place there is none, for microseconds.
+_SWAP_SECONDS = 0.1
 
 
 class About(BaseModel):
@@ -82,14 +90,16 @@ class Report(BaseModel):
         weights_sha256: Digest of the shipped weights.
         margin: Two tokens whose probabilities differ by less count as a near tie.
         tolerance: By how much the probability of a token may differ.
-        images: How many were compared; `tokens`: how many tokens they have, `tokens_equal` of which were chosen alike
-            one image at a time, and `tokens_equal_batched` several at a time.
+        images: How many were compared, `images_equal` of which were read alike without being led, alone and in a batch;
+            `tokens`: how many tokens they have, `tokens_equal` of which were chosen alike one image at a time, and
+            `tokens_equal_batched` several at a time.
         longest_answer: How many tokens the longest answer has that was compared.
         greatest_difference: Of the probabilities of the tokens of the shipped answers.
         greatest_pixel_difference: Of the arrays that the package's preprocessing and ours make of an image.
         skipped: Images that DECIMER cannot read, with its reason.
         differences: All tokens that were chosen differently.
         faults: What else was not the same, in words.
+        versions: What it was proved with, as `versions.versions_now` has it.
     """
 
     proved: bool
@@ -100,6 +110,7 @@ class Report(BaseModel):
     margin: float
     tolerance: float
     images: int = 0
+    images_equal: int = 0
     tokens: int = 0
     tokens_equal: int = 0
     tokens_equal_batched: int = 0
@@ -128,6 +139,7 @@ class Prepared(BaseModel):
         directory: Where it lies.
         about: Its `model.json`.
         sha256: Its digest.
+        proved_with: `versions` of its report.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -135,6 +147,7 @@ class Prepared(BaseModel):
     directory: Path
     about: About
     sha256: str
+    proved_with: dict[str, str]
 
 
 def model_name(*, hand_drawn: bool) -> str:
@@ -182,7 +195,16 @@ def find_prepared(home: Path, *, hand_drawn: bool) -> Prepared | None:
     Raises:
         Unusable: it is broken, has files of another format, or was not proved.
     """
-    return _look(prepared_directory(home, hand_drawn=hand_drawn), hand_drawn=hand_drawn)
+    place = prepared_directory(home, hand_drawn=hand_drawn)
+    try:
+        found = _look(place, hand_drawn=hand_drawn)
+    except Unusable:
+        found = None
+    if found is not None:
+        return found
+    # Another one may have been put there just then, and whoever asks would be without it for as long as it runs.
+    time.sleep(_SWAP_SECONDS)
+    return _look(place, hand_drawn=hand_drawn)
 
 
 def _look(directory: Path, *, hand_drawn: bool) -> Prepared | None:
@@ -200,7 +222,15 @@ def _look(directory: Path, *, hand_drawn: bool) -> Prepared | None:
         raise Unusable(f"{directory} is broken or of another version ({reason}); {again}") from None
     if (sha256, about.weights_sha256) != (report.prepared, report.weights_sha256):
         raise Unusable(f"{directory} is not what its report proves; {again}")
-    return Prepared(directory=directory, about=about, sha256=sha256)
+    return Prepared(directory=directory, about=about, sha256=sha256, proved_with=report.versions)
+
+
+def is_still_there(found: Prepared) -> bool:
+    """Whether the files are still those that were found; where not, what was loaded of them may be of another model."""
+    try:
+        return digest_of(found.directory) == found.sha256
+    except OSError:
+        return False
 
 
 def picture_names(layers: int) -> list[str]:

@@ -1,13 +1,12 @@
 """Makes a prepared model of DECIMER's weights, proves it, and puts it beside them. Needs TensorFlow and decimer."""
 
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,10 @@ from uworker.prepared.graph import StructureError
 from uworker.prepared.proof import Shown, compare
 from uworker.prepared.shipped import Shipped
 from uworker.prepared.structure import read_decoder
+from uworker.prepared.versions import versions_now
 from uworker.prepared.writer import FLOAT, Writer
 from uworker.screening import screen
 from uworker.weights import Weights, find_weights, model_directory
-
-_MODULES = ("DECIMER", "tensorflow", "numpy", "onnx", "onnxruntime", "PIL", "cv2")
 
 Say = Callable[[str], None]
 
@@ -188,16 +186,10 @@ def _report(wanted: Wanted, **found: Any) -> Report:
         weights_sha256=wanted.weights.sha256,
         margin=wanted.margin,
         tolerance=wanted.tolerance,
-        versions=_versions() | {"machine": platform.machine()},
+        versions=versions_now(),
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         **{"prepared": None, **found},
     )
-
-
-def _versions() -> dict[str, str]:
-    """Of all that had a hand in it; TensorFlow's distribution is one of several builds."""
-    distributions = packages_distributions()
-    return {name: version(name) for name in sorted(distributions[module][0] for module in _MODULES)}
 
 
 @contextmanager
@@ -217,16 +209,28 @@ def _alone(place: Path, say: Say) -> Iterator[None]:
         lock.release()
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether both are the same model; not where one of them is none."""
+    try:
+        return files.digest_of(one) == files.digest_of(other)
+    except OSError:
+        return False
+
+
 @contextmanager
 def _replacing(place: Path) -> Iterator[Path]:
     """A directory that takes the place of another when all has been written, and otherwise leaves it as it is.
 
-    Of models that were there before, the last is kept: recognisers of running workers load it.
+    Of models that were there before, the last is kept: recognisers of running workers load it. The same one, proved
+    anew, gets its new report and keeps no other.
     """
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
         fresh = Path(scratch, "fresh")
         fresh.mkdir()
         yield fresh
+        if _is_same(fresh, place):
+            fresh.joinpath(files.REPORT).replace(place / files.REPORT)
+            return
         if not place.joinpath(files.ENCODER).exists():
             # A report of what could not be proved.
             if place.exists():

@@ -14,7 +14,7 @@ from job_api.config import connect
 from job_api.listing import CannotList, as_url, same_place
 from job_api.locations import BadLocation, locate
 from job_api.schemas import IssuedToken, ProjectStatus
-from uworker.prepared.choice import is_wanted
+from uworker.prepared.choice import is_wanted, refusal
 from uworker.prepared.files import Prepared
 from uworker.settings import SettingsError, default_weights_home
 from uworker.snapshot import access, folder
@@ -182,6 +182,8 @@ def _ask(wanted: Wanted, client: Client, root: str, say: Say) -> ProjectStatus |
                 "workers where that engine is installed (docs/results.md, A second opinion), or give the project this "
                 f"one: job-api project {wanted.project} --engine {ENGINE}"
             )
+        if (wrong := refusal(status.engine_options)) is not None:
+            raise SnapshotError(f"{wrong}; its workers would refuse it: mend the engine_options of {wanted.project}")
         if wanted.source is not None and not same_place(as_url(wanted.source), status.source):
             raise SnapshotError(
                 f"project {wanted.project} has the source {status.source}; leave out --source, or name another project"

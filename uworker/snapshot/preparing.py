@@ -12,6 +12,7 @@ from pathlib import Path
 import platformdirs
 
 from uworker.prepared.files import FOLDER, Prepared, Unusable, find_prepared
+from uworker.prepared.versions import what_differs
 from uworker.snapshot.steps import Say
 from uworker.weights import MODEL_URLS, Weights, model_directory
 
@@ -20,13 +21,13 @@ AS_SHIPPED = "DECIMER is taken as it is shipped"
 
 
 def prepared_for(weights: Weights, *, hand_drawn: bool, say: Say) -> Prepared | None:
-    """Return the proved prepared model of exactly these weights, which is made where there is none.
+    """Return the prepared model of exactly these weights, proved with what is installed; made where there is none.
 
     None where there can be none, after `say` was told why.
     """
     # Where nothing can be put beside the weights, an earlier build may have made it elsewhere.
     for home in (weights.home, cache_home(weights)):
-        found = _look(home, weights, hand_drawn=hand_drawn)
+        found = _look(home, weights, hand_drawn=hand_drawn, say=say)
         if found is not None:
             say(f"made before: {found.directory}, sha256 {found.sha256}")
             return found
@@ -37,7 +38,7 @@ def prepared_for(weights: Weights, *, hand_drawn: bool, say: Say) -> Prepared | 
         say(f"{AS_SHIPPED}: {error.filename} cannot be made ({error.strerror})")
         return None
     fault = _prepare(home, weights, hand_drawn=hand_drawn, say=say)
-    found = _look(home, weights, hand_drawn=hand_drawn)
+    found = _look(home, weights, hand_drawn=hand_drawn, say=say)
     if found is None:
         say(f"{AS_SHIPPED}: {fault or f'none was made in {home / FOLDER}'}")
         say("  (it is tried again the next time, unless --as-shipped is said)")
@@ -49,13 +50,18 @@ def cache_home(weights: Weights) -> Path:
     return platformdirs.user_cache_path("decimer-jobs") / "prepared" / weights.sha256
 
 
-def _look(home: Path, weights: Weights, *, hand_drawn: bool) -> Prepared | None:
+def _look(home: Path, weights: Weights, *, hand_drawn: bool, say: Say) -> Prepared | None:
     try:
         found = find_prepared(home, hand_drawn=hand_drawn)
     except Unusable:
         # Made anew, which says what is wrong if it is still so.
         return None
-    return found if found is not None and found.about.weights_sha256 == weights.sha256 else None
+    if found is None or found.about.weights_sha256 != weights.sha256:
+        return None
+    if differing := what_differs(found.proved_with, absent_differs=True):
+        say(f"not taken: {found.directory} was proved with another version of {', '.join(differing)}")
+        return None
+    return found
 
 
 def _linked_home(weights: Weights) -> Path:
