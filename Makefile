@@ -41,9 +41,9 @@ tests: install ## Run the tests alone; ARGS="tests/test_jobs.py -k add" for some
 	$(if $(ARGS),,$(BIN)/coverage report --skip-covered)
 	$(if $(ARGS),,$(BIN)/coverage report --fail-under=$(GATE) --include='job_api/queue*.py,job_api/claiming.py,job_api/steering.py,job_api/counters.py,job_api/auth.py,job_api/client.py,job_api/sending.py')
 
-# In the run of them all, what fails is tried once more, as long as it is three tests at most in a test process: a machine
-# that stalls for seconds is no fault. Its first failure is printed in full, since what is random may be one.
-AGAIN := --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
+# In the run of them all, what fails is tried once more, as long as it is five tests at most: a machine that stalls for
+# seconds is no fault. Its first failure is printed in full, since what is random may be one.
+AGAIN := --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks
 
 # What of the state machine, the logins and the client must be covered, in per cent, branches counted.
 GATE := 95

@@ -239,10 +239,9 @@ class Authenticator:
                 return
             self._owners[worker_id] = owner
         if owner != principal.owner and not await self._succeeds(principal, owner):
-            raise WorkerIdTaken(
-                f"the worker id {worker_id} belongs to another user or token; once that token has ended (revoke it), "
-                "one of the same project may speak for it"
-            )
+            kind, _, number = owner.partition(":")
+            whose = f"token {number}; once that has ended (revoke it), one of its project may speak for it"
+            raise WorkerIdTaken(f"the worker id {worker_id} belongs to {whose if kind == 'token' else 'another user'}")
 
     async def _succeeds(self, principal: Principal, owner: str) -> bool:
         """Whether a caller may speak for the workers of a token that has ended: its successor posts what they left.

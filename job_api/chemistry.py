@@ -35,12 +35,12 @@ _RARE_ELEMENTS = {Chem.GetPeriodicTable().GetElementSymbol(number) for number in
 _BRACKET_SYMBOL = re.compile(r"\[\d*([A-Z][a-z]?)")
 # What stands for a group: a letter that is no element, or Ar for aryl (argon bears no bond), with digits and primes or
 # without (`[R]`, `[R1']`, `[X]`, `[Ar]`); Y and W only with them, since alone they are elements; R also with an index
-# (`[Rc]`, `[R1a]`) that makes it no element. The charge stays.
+# (`[Rc]`, `[R1a]`, `[Rb2]`) that makes it no element. The charge stays.
 _VARIABLE = re.compile(
-    r"\[(?:(?:[AEGJLMQRXZ]|Ar)[\d']*|[YW][\d']+|R(?:\d+[a-z]|[cdi-mo-qstv-z])[\d']*)((?:[+-]\d?)?)\]"
+    r"\[(?:(?:[AEGJLMQRXZ]|Ar)[\d']*|[YW][\d']+|R(?:\d+[a-z]|[cdi-mo-qstv-z]|[a-z](?=[\d']))[\d']*)((?:[+-]\d?)?)\]"
 )
 # With a digit or a prime it is a group for sure, and no element.
-_NUMBERED_VARIABLE = re.compile(r"\[(?:[A-Z]|Ar)[\d']+(?:[+-]\d?)?\]")
+_NUMBERED_VARIABLE = re.compile(r"\[(?:[A-Z]|Ar|R[a-z])[\d']+(?:[+-]\d?)?\]")
 _LABEL = r"\[\d+[A-Za-z][^\[\]]*\]"
 _ISOTOPE_RUN = re.compile(rf"(?:{_LABEL}[()=#/\\\-%\d]*){{{ISOTOPE_RUN},}}")
 _MAX_FORMULA_CHARS = 200

@@ -82,7 +82,7 @@ class Exports:
         """Begin an export, which must be closed.
 
         Raises:
-            NotFound: the project has no such directory, or nothing is of that engine.
+            NotFound: the project has no such directory, or no project has had that engine.
             TooManyRequests: as many as may are running.
             DatabaseUnavailable: the database is away.
         """
@@ -137,10 +137,10 @@ async def _select(connection: Connection, project_id: int, query: ResultQuery) -
     if query.directory is not None:
         job_id = await connection.fetchval(FIND_JOB, project_id, query.directory)
         if job_id is None:
-            raise NotFound(f"the project has no directory {query.directory!r}; text= finds a part of a name")
+            raise NotFound(f"the project has no directory {query.directory!r}; text (--text) finds a part of a name")
         through_job = await connection.fetchval(COUNT_ROWS_OF_JOB, job_id, MAX_JOB_ROWS + 1) <= MAX_JOB_ROWS
     if query.engine is not None and not await connection.fetchval(KNOWS_ENGINE, project_id, query.engine):
-        raise NotFound(f"no row is of an engine {query.engine!r}, nor is the project")
+        raise NotFound(f"neither this project nor any row is of an engine {query.engine!r}")
     return Selection(
         project_id,
         query.format,

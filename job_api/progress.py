@@ -66,12 +66,16 @@ async def status(connection: Connection, name: str) -> ProjectStatus:
     sample = await connection.fetchrow(SAMPLE, row["id"], RATE_WINDOW_SECONDS)
     usage = await connection.fetchrow(USAGE, row["id"])
     # A row that a rerun replaces was as much work as any.
-    made = sums["images_stored"] + await connection.fetchval(REPLACED, row["id"])
+    replaced = await connection.fetchval(REPLACED, row["id"])
+    made = sums["images_stored"] + replaced
     rate = None
     if sample is not None and sample["age_seconds"] >= 1:
-        rate = (made - sample["images_stored"]) / sample["age_seconds"]
-    left = _images_left(sums)
+        # Fewer than before where rows were deleted.
+        rate = max(made - sample["images_stored"], 0) / sample["age_seconds"]
+    left = _images_left(sums, replaced)
     eta_seconds, eta_assumes = _eta(sums, left, rate, paused=row["paused"])
+    if replaced and eta_seconds:
+        eta_assumes += "; where of a rerun not all images are done again, it takes less"
     cost, cost_assumes = _cost(row["price_per_worker_hour"], usage, made, left if eta_seconds is not None else None)
     base = f"/v4/{name}"
     return ProjectStatus(
@@ -108,7 +112,7 @@ def _unfinished(sums: dict[str, Any]) -> int:
     return unfinished
 
 
-def _images_left(sums: dict[str, Any]) -> float | None:
+def _images_left(sums: dict[str, Any], replaced: int) -> float | None:
     """Images that are still to be recognised, by the mean of the completed directories; None while there are none."""
     unfinished = _unfinished(sums)
     if unfinished == 0:
@@ -116,8 +120,9 @@ def _images_left(sums: dict[str, Any]) -> float | None:
     if not sums[JobState.COMPLETED]:
         return None
     mean = sums["images_listed"] / sums[JobState.COMPLETED]
-    # Rows beyond the completed directories' are of those in work, or older: of a run before, or of another engine.
-    begun = min(max(sums["images_stored"] - sums["images_listed"], 0), sums[JobState.CLAIMED] * mean)
+    # Rows beyond the completed directories' are of those in work, or of another engine; after a rerun those of the run
+    # before are among them, and nobody knows how many.
+    begun = 0 if replaced else min(max(sums["images_stored"] - sums["images_listed"], 0), sums[JobState.CLAIMED] * mean)
     left: float = max(unfinished * mean - begun, unfinished)
     return left
 

@@ -12,6 +12,7 @@ import pytest
 
 from job_api.schemas import ProjectSettings
 from tests.plugins.service import RunningService
+from uworker.prepared.files import prepared_directory
 from uworker.weights import FOLDER, find_weights
 
 PROJECT = "sketches"
@@ -117,11 +118,18 @@ def test_weights_that_can_be_downloaded_may_be_missing(check: Check, homes: Path
     assert "has none of that model" in check("none", {})
 
 
-def test_weights_that_nothing_here_could_read_are_not_to_be_downloaded(check: Check) -> None:
+def test_weights_that_nothing_here_could_read_are_not_to_be_downloaded(check: Check, homes: Path) -> None:
     said = check("none", {}, may_write=True, tensorflow=False)
     assert "there is no prepared model at" in said
     assert "TensorFlow is not installed" in said
     assert check("both", {}, tensorflow=False) == ""
+    prepared_directory(homes / "none", hand_drawn=False).mkdir(parents=True)
+    assert "TensorFlow is not installed" in check("none", {}, may_write=True, tensorflow=False)
+
+
+def test_an_option_that_the_worker_will_refuse_is_refused(check: Check) -> None:
+    assert "decimer's option prepared is true or false, not 'no'" in check("both", {"prepared": "no"})
+    assert check("both", {"prepared": False}) == ""
 
 
 @pytest.mark.timeout(900)

@@ -60,7 +60,8 @@ def test_a_structure_with_a_star_has_no_inchikey() -> None:
         ("[R1]C(C", None),
         ("[R1]C |$a$|", None),
         ("[D]C", None),
-        ("[Rn1]C", None),
+        ("[Rn1]C", "*C"),
+        ("[Rn]C", None),
     ],
 )
 def test_r_groups_are_stars_in_the_normalized_smiles_alone(smiles: str, normalized: str | None) -> None:
@@ -126,7 +127,7 @@ def test_flags(smiles: str, flag: str | None) -> None:
 
 def test_a_misread_element_and_a_group_at_once() -> None:
     assert check_smiles("[Ar]C(=O)O").flags == ("has_rgroup", "rare_element")
-    for group in ("[Y1]", "[W2']", "[R1]", "[Ar1]", "[Y1+]"):
+    for group in ("[Y1]", "[W2']", "[R1]", "[Ar1]", "[Y1+]", "[Ra1]", "[Rh2']"):
         assert check_smiles(f"{group}CC").flags == ("has_rgroup",)
 
 

@@ -140,9 +140,9 @@ def test_an_answer_that_came_after_the_review_counts_as_not_looked_at(service: R
 
 def test_names_that_are_not_known_are_told(service: RunningService, admin: Client) -> None:
     for filters, why in (
-        ({"directory": "b"}, "the project has no directory 'b'; text= finds a part of a name"),
+        ({"directory": "b"}, "the project has no directory 'b'; text (--text) finds a part of a name"),
         ({"directory": "a' OR true --"}, "the project has no directory"),
-        ({"engine": "molscribe"}, "no row is of an engine 'molscribe', nor is the project"),
+        ({"engine": "molscribe"}, "neither this project nor any row is of an engine 'molscribe'"),
     ):
         with pytest.raises(ClientError, match=re.escape(why)):
             images(admin, **filters)

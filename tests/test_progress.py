@@ -194,11 +194,13 @@ def test_a_rerun_has_a_pace_and_a_price(service: RunningService, admin: Client) 
     again = [job.id for job in admin.jobs(PROJECT, state="completed")]
     for job_id in again:
         admin.rerun(PROJECT, job_id)
+    assert "nothing can be said" in (admin.project(PROJECT).eta_assumes or "")
     lease = worker.one(PROJECT)
     sample(service, 20)
     service.sql(SAMPLED_AGO)
     worker.complete(lease, 2, "1.png", "2.png")
     status = admin.project(PROJECT)
+    assert "where of a rerun not all images are done again, it takes less" in (status.eta_assumes or "")
     assert (status.images.stored, status.jobs.completed, status.jobs.queued) == (4, 1, 1)
     assert status.images_per_second == pytest.approx(2 / 200, rel=0.2)
     # The other directory's two.
@@ -206,15 +208,20 @@ def test_a_rerun_has_a_pace_and_a_price(service: RunningService, admin: Client) 
     assert status.images_per_second_overall == pytest.approx(6 / 20, rel=0.1)
     assert status.cost is not None
     assert status.cost.per_1000_images == pytest.approx(20_000 / 6, rel=0.1)
+    # Rows of the run before are no work done on what is held.
+    held = worker.one(PROJECT)
+    assert admin.project(PROJECT).eta_seconds == pytest.approx(200, rel=0.2)
+    worker.post(held, "1.png")
     # Sent again through the same lease nothing is replaced, and what replaces nothing is counted once.
-    lease = worker.one(PROJECT)
     for _ in range(2):
-        worker.post(lease, "1.png", "3.png")
+        worker.post(held, "1.png", "3.png")
     assert service.sql("SELECT sum(images_replaced)::int AS n, sum(images_stored)::int AS m FROM project_slots") == [
         {"n": 3, "m": 5}
     ]
     sample(service, 1)
     assert service.sql("SELECT max(images_stored)::int AS n FROM project_samples") == [{"n": 8}]
+    service.sql("UPDATE project_samples SET images_stored = 100")
+    assert admin.project(PROJECT).images_per_second == 0, "as after rows were deleted"
 
 
 def test_directories_that_take_long_come_first(service: RunningService, admin: Client) -> None:

@@ -86,7 +86,8 @@ def test_one_that_was_proved_with_other_code_or_packages_is_made_anew(prepared_h
     report["versions"] |= {"numpy": "0.1", "not-installed": "2.0"}
     (older / REPORT).write_text(json.dumps(report))
     found, said = ask(weights_of(shipped_home))
-    assert f"not taken: {older} was proved with another version of " in said[0]
+    assert f"not taken: {older} was proved, on {report['images']} images, with another version of " in said[0]
+    assert "to prove it on images of yours: uworker prepare --images …, and build again" in said[1]
     for differing in ("this project's code", "numpy 0.1, now ", "not-installed 2.0, which is not installed"):
         assert differing in said[0]
     assert found is not None

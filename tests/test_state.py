@@ -22,6 +22,16 @@ from uworker.claimer import LONG_POLL_SECONDS
 from uworker.state import State, StateError, StateFile, WorkerReport, read_state
 
 PROJECT = "patents"
+FAILING = """
+import uworker.worker
+
+def fail(_):
+    raise RuntimeError("what nobody thought of")
+
+uworker.worker.Worker._is_over = fail
+from uworker.cli import app
+app()
+"""
 
 
 def report(*, state: State = State.WORKING, images: int = 7, age_seconds: float = 0, doing: str = "") -> WorkerReport:
@@ -149,6 +159,27 @@ def test_a_refused_worker_leaves_the_reason(
     assert ": ended, " in said
     assert "make a token" in said
     assert "dj_wrong" not in path.read_text()
+
+
+def test_a_worker_that_fails_says_so_and_not_that_all_is_well(service: RunningService, tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    given = {
+        "UWORKER_JOB_API_ROOT": service.root,
+        "UWORKER_JOB_API_TOKEN": service.token("worker"),
+        "UWORKER_STATE_FILE": str(path),
+        "UWORKER_SPOOL_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, "--once"],
+        env=os.environ | given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: what nobody thought of" in done.stderr
+    assert ": ended, it failed: RuntimeError('what nobody thought of'); " in ask(path).stdout
 
 
 def test_a_file_that_cannot_be_written_hurts_no_worker(

@@ -11,8 +11,8 @@ import typer
 from job_api.client import Client, ClientError, NotFound, Refused, Unreachable
 from job_api.schemas import ProjectEngine, Role, ServerInfo
 from uworker.commands import ProgramMissing, find_command, find_program
-from uworker.prepared.choice import is_wanted
-from uworker.prepared.files import prepared_directory
+from uworker.prepared.choice import is_wanted, refusal
+from uworker.prepared.files import Unusable, find_prepared, prepared_directory
 from uworker.settings import PREFIX, SettingsError, WorkerSettings, load_settings
 from uworker.weights import (
     AS_SHIPPED_IS_WANTED,
@@ -157,17 +157,23 @@ def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> Non
     if not _has_weights_here(settings, wanted):
         return
     home, hand_drawn = settings.weights_home.expanduser(), is_hand_drawn(wanted.engine_options)
-    if _has_none(home, hand_drawn=hand_drawn):
+    if _lacks_both(home, hand_drawn=hand_drawn):
         typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
         if home.name == FOLDER:
             typer.echo(f"  ({PREFIX}WEIGHTS_HOME is the folder that holds {FOLDER}: {home.parent}?)")
 
 
-def _has_none(home: Path, *, hand_drawn: bool) -> bool:
-    return (
-        bool(missing_models(home, hand_drawn=hand_drawn))
-        and not prepared_directory(home, hand_drawn=hand_drawn).is_dir()
-    )
+def _lacks_both(home: Path, *, hand_drawn: bool) -> bool:
+    """Whether there is neither the shipped model nor a folder of a prepared one."""
+    folder = prepared_directory(home, hand_drawn=hand_drawn)
+    return bool(missing_models(home, hand_drawn=hand_drawn)) and not folder.is_dir()
+
+
+def _has_prepared(home: Path, *, hand_drawn: bool) -> bool:
+    try:
+        return find_prepared(home, hand_drawn=hand_drawn) is not None
+    except Unusable:
+        return False
 
 
 def check_weights(settings: WorkerSettings, wanted: ProjectEngine) -> None:
@@ -178,9 +184,13 @@ def check_weights(settings: WorkerSettings, wanted: ProjectEngine) -> None:
     """
     if not _has_weights_here(settings, wanted):
         return
+    if (wrong := refusal(wanted.engine_options)) is not None:
+        raise CheckFailed(f"the project {settings.job_api_project} cannot be worked on: {wrong}")
     home, hand_drawn = settings.weights_home.expanduser(), is_hand_drawn(wanted.engine_options)
-    if _has_none(home, hand_drawn=hand_drawn) and not reads_shipped():
-        raise CheckFailed(why_none_will_do(home, hand_drawn=hand_drawn))
+    if missing_models(home, hand_drawn=hand_drawn) and not reads_shipped():
+        wanted_here = settings.prepared and is_wanted(wanted.engine_options)
+        if not wanted_here or not _has_prepared(home, hand_drawn=hand_drawn):
+            raise CheckFailed(why_none_will_do(home, hand_drawn=hand_drawn))
     pins = (settings.weights_sha256, wanted.engine_options.get("weights_sha256"))
     may_download = _can_be_written(home / FOLDER)
     if may_download and not any(pins):

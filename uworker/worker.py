@@ -82,7 +82,8 @@ class Worker:
         self._bell = threading.Event()
         self._leave = threading.Event()
         self._exit_code: int | None = None
-        self._why_it_ends = "posting what is finished and giving back the rest"
+        self._why_it_ends: str | None = None
+        """None: nothing is wrong."""
         self._state_file = StateFile(settings.state_file)
         self._lock = threading.Lock()
         self._holdings: list[Holding] = []
@@ -166,6 +167,9 @@ class Worker:
                     self._heart.start(heartbeat_seconds)
                     self._eviction.start()
                     self._work()
+            except BaseException as error:
+                self._why_it_ends = f"it failed: {error!r}"
+                raise
             finally:
                 self._shut_down()
         return self._exit_code or EXIT_DONE
@@ -345,7 +349,7 @@ class Worker:
     def _shut_down(self) -> None:
         """Post what is finished, give back the rest, leave no process; in under 20 s also where nobody answers."""
         began = time.monotonic()
-        self._tell(State.ENDING, self._why_it_ends)
+        self._tell(State.ENDING, self._why_it_ends or "posting what is finished and giving back the rest")
         self._claimer.stop()
         self._reader.stop()
         for report in self._crew.last_reports():
@@ -372,7 +376,7 @@ class Worker:
             time.monotonic() - began,
         )
         self._journal.finish(JOURNAL_SECONDS)
-        self._tell(State.ENDED, "as it was told to" if self._exit_code is None else self._why_it_ends)
+        self._tell(State.ENDED, self._why_it_ends or "as it was told to")
         # Last: from now on the machine may go at any moment.
         self._eviction.finish()
 

@@ -139,7 +139,7 @@ async def export_results(
 
     A download that breaks off is taken up again with the last row's `seq` as `since`. A row that is replaced while a
     download runs has a higher `seq` then, and is in the next answer instead: ask again with `Next-Since` as `since`
-    until an answer brings no rows. A directory that the project does not have, and an engine of which there is no row,
+    until an answer brings no rows. A directory that the project does not have, and an engine that no project has had,
     are refused (404).
 
     Parquet, XLSX and zip come as they are, whatever encoding is accepted. An XLSX is for at most 100,000 rows, and is

@@ -140,6 +140,7 @@ class Prepared(BaseModel):
         about: Its `model.json`.
         sha256: Its digest.
         proved_with: `versions` of its report.
+        proved_on: How many images of it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -148,6 +149,7 @@ class Prepared(BaseModel):
     about: About
     sha256: str
     proved_with: dict[str, str]
+    proved_on: int
 
 
 def model_name(*, hand_drawn: bool) -> str:
@@ -222,7 +224,9 @@ def _look(directory: Path, *, hand_drawn: bool) -> Prepared | None:
         raise Unusable(f"{directory} is broken or of another version ({reason}); {again}") from None
     if (sha256, about.weights_sha256) != (report.prepared, report.weights_sha256):
         raise Unusable(f"{directory} is not what its report proves; {again}")
-    return Prepared(directory=directory, about=about, sha256=sha256, proved_with=report.versions)
+    return Prepared(
+        directory=directory, about=about, sha256=sha256, proved_with=report.versions, proved_on=report.images
+    )
 
 
 def is_still_there(found: Prepared) -> bool:

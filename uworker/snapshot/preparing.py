@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from uworker.prepared.files import FOLDER, Prepared, Unusable, find_prepared
+from uworker.prepared.files import FOLDER, Prepared, Unusable, find_prepared, prepare_command
 from uworker.prepared.versions import what_differs
 from uworker.snapshot.steps import Say
 from uworker.weights import MODEL_URLS, Weights, model_directory
@@ -59,7 +59,11 @@ def _look(home: Path, weights: Weights, *, hand_drawn: bool, say: Say) -> Prepar
     if found is None or found.about.weights_sha256 != weights.sha256:
         return None
     if differing := what_differs(found.proved_with, absent_differs=True):
-        say(f"not taken: {found.directory} was proved with another version of {', '.join(differing)}")
+        say(
+            f"not taken: {found.directory} was proved, on {found.proved_on} images, with another version of "
+            f"{', '.join(differing)}"
+        )
+        say(f"  (to prove it on images of yours: {prepare_command(hand_drawn=hand_drawn)} --images …, and build again)")
         return None
     return found
 
