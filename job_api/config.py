@@ -81,8 +81,9 @@ def _refuse_incomplete(values: Mapping[str, str], config: Path | None) -> None:
     wanted = (ROOT,) if TOKEN in values else (ROOT, USERNAME, PASSWORD)
     missing = [key for key in wanted if key not in values]
     if missing:
-        where = "the environment or a CONFIG file (docker/example.conf is one)" if config is None else f"{config}"
-        raise ConfigError(f"not set in {where}: {', '.join(missing)}")
+        where = "the environment" if config is None else f"{config}"
+        hint = "; or give a file with them: --config FILE (docker/example.conf is one)" if config is None else ""
+        raise ConfigError(f"not set in {where}: {', '.join(missing)}{hint}")
     if values.get(PASSWORD) == PLACEHOLDER:
         raise ConfigError(
             f"{PASSWORD} is still the example's placeholder; the password of the user admin is in the file "

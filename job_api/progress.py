@@ -13,15 +13,22 @@ from job_api.projects import row_of
 from job_api.schemas import ImageCounts, JobCounts, JobState, ProjectCost, ProjectStatus
 
 RATE_WINDOW_SECONDS = 300.0
+# Busy projects are sampled by each sweep: where two samples are further apart, nobody was at work in between.
+IDLE_SECONDS = 30.0
 SAMPLES_KEPT_SECONDS = 3600.0
 # Of the time between two sweeps, however long it was: while the service was away nobody knows who worked.
 LONGEST_GAP_SECONDS = 60.0
 
 ACTIVE_WORKERS = "SELECT count(DISTINCT worker_id) FROM jobs WHERE project_id = $1 AND state = 'claimed'"
-# The oldest sample inside the window, with its age.
+# Since which sample in the window work goes on without a gap, and its age. After a gap nobody knows when it began, for
+# that was between two sweeps: the sample before tells how many rows there were, and the sample itself is the beginning.
 SAMPLE = """
-SELECT images_stored, extract(epoch FROM now() - sampled_at)::float8 AS age_seconds FROM project_samples
-WHERE project_id = $1 AND sampled_at >= now() - $2 * interval '1 second' ORDER BY sampled_at LIMIT 1
+SELECT coalesce(before, images_stored) AS images_stored, extract(epoch FROM now() - sampled_at)::float8 AS age_seconds
+FROM (SELECT images_stored, sampled_at, lag(images_stored) OVER w AS before, lag(sampled_at) OVER w AS before_at
+      FROM project_samples
+      WHERE project_id = $1 AND sampled_at >= now() - $2 * interval '1 second' WINDOW w AS (ORDER BY sampled_at)) s
+WHERE before_at IS NULL OR sampled_at - before_at > $3 * interval '1 second'
+ORDER BY sampled_at DESC LIMIT 1
 """
 # Sample the projects that somebody works on, or whose rows changed since the last sample.
 TAKE_SAMPLES = """
@@ -63,7 +70,7 @@ async def status(connection: Connection, name: str) -> ProjectStatus:
     """
     row = await row_of(connection, name)
     sums = dict(await connection.fetchrow(SUMS, row["id"]) or dict.fromkeys(COLUMNS, 0))
-    sample = await connection.fetchrow(SAMPLE, row["id"], RATE_WINDOW_SECONDS)
+    sample = await connection.fetchrow(SAMPLE, row["id"], RATE_WINDOW_SECONDS, IDLE_SECONDS)
     usage = await connection.fetchrow(USAGE, row["id"])
     # A row that a rerun replaces was as much work as any.
     replaced = await connection.fetchval(REPLACED, row["id"])

@@ -127,6 +127,12 @@ def test_weights_that_nothing_here_could_read_are_not_to_be_downloaded(check: Ch
     assert "TensorFlow is not installed" in check("none", {}, may_write=True, tensorflow=False)
 
 
+def test_a_source_that_the_worker_would_not_read_is_refused(check: Check) -> None:
+    assert "lies in none of the folders in UWORKER_SOURCE_ALLOW" in check("both", {}, source_allow="/elsewhere")
+    assert check("both", {}, source_allow="/data") == ""
+    assert check("both", {}, source_allow="/elsewhere", source_root="/mnt") == ""
+
+
 def test_an_option_that_the_worker_will_refuse_is_refused(check: Check) -> None:
     assert "decimer's option prepared is true or false, not 'no'" in check("both", {"prepared": "no"})
     assert check("both", {"prepared": False}) == ""

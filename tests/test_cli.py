@@ -118,7 +118,7 @@ def test_base_install_is_enough_to_import_it() -> None:
 
 
 def test_missing_settings_are_one_line() -> None:
-    assert failure("status").startswith("job-api: not set in the environment or a CONFIG file")
+    assert failure("status").startswith("job-api: not set in the environment: JOB_API_ROOT")
 
 
 def test_placeholder_password_is_refused() -> None:

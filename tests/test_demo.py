@@ -184,8 +184,11 @@ def test_what_cannot_be_done_is_said_in_one_line(
     places = {"IMAGES": str(samples.root), "NOWHERE": str(tmp_path / "nowhere"), "EMPTY": str(tmp_path / "empty")}
     # Nothing is downloaded here, also on a machine that could.
     away = {"HTTPS_PROXY": "http://127.0.0.1:1", "TMPDIR": short_tmp(data_dir)}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.csv").write_text("of an earlier run")
     demo = start(tmp_path, *(places.get(argument, argument) for argument in arguments), **away)
     said, _ = demo.communicate(timeout=500)
     assert demo.returncode == 1, said
+    assert (tmp_path / "out" / "results.csv").read_text() == "of an earlier run"
     assert [line for line in said.splitlines() if words in line] == said.splitlines()[-1:], said
     assert "Traceback" not in said

@@ -184,6 +184,23 @@ def test_the_rows_of_a_run_before_are_no_work_done(service: RunningService, admi
     assert admin.project(PROJECT).eta_seconds == pytest.approx(9 * 200, rel=0.2)
 
 
+def test_a_pause_in_the_work_is_not_in_its_pace(service: RunningService, admin: Client) -> None:
+    worker = Holder(service.client("worker"))
+    worker.complete(worker.one(PROJECT), 3, "1.png", "2.png", "3.png")
+    [row] = service.sql("SELECT id FROM projects WHERE name = $1", PROJECT)
+    for ago, stored in ((280, 0), (275, 1), (95, 1), (90, 1), (85, 2)):
+        service.sql(
+            "INSERT INTO project_samples (project_id, sampled_at, images_stored) "
+            "VALUES ($1, now() - $2 * interval '1 second', $3)",
+            row["id"],
+            ago,
+            stored,
+        )
+    status = admin.project(PROJECT)
+    assert status.rate_window_seconds == pytest.approx(95, abs=10)
+    assert status.images_per_second == pytest.approx(2 / 95, rel=0.15)
+
+
 def test_a_rerun_has_a_pace_and_a_price(service: RunningService, admin: Client) -> None:
     admin.put_project(PROJECT, ProjectSettings(price_per_worker_hour=3600))
     worker = Holder(service.client("worker"))

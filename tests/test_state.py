@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from job_api.schemas import ProjectSettings
+from tests.emulators.relay import Answer, Relay
 from tests.plugins.fleet import Corpus, WorkerStarter
 from tests.plugins.service import RunningService
 from tests.serving import WAIT_SECONDS, wait_for
@@ -103,6 +105,23 @@ def test_a_worker_tells_from_its_start_to_its_end_what_it_does(
     said = ask(path)
     assert said.returncode == 1
     assert said.stdout.startswith(f"{seen.id}: ended, as it was told to; ")
+
+
+@pytest.mark.service(heartbeat_seconds=1)
+def test_a_worker_whose_service_has_gone_says_so_until_it_is_back(
+    service: RunningService, start_worker: WorkerStarter, relay_to: Callable[[str], Relay], tmp_path: Path
+) -> None:
+    path = tmp_path / "state.json"
+    service.client("admin").put_project(PROJECT, ProjectSettings(source="file:///data"))
+    relay = relay_to(service.root)
+    start_worker(relay.address, service.token("worker"), once=False, state_file=str(path), job_api_project=PROJECT)
+    wait_for(lambda: state_in(path) is State.WAITING)
+    # Only the heartbeats: the claim that waits for jobs would learn of it much later.
+    relay.plan(Answer(503), times=1_000, matching="heartbeat")
+    wait_for(lambda: "503" in read_state(path).doing and "trying again" in read_state(path).doing)
+    assert ask(path).returncode == 0, "it is no fault of this machine"
+    relay.heal()
+    wait_for(lambda: "503" not in read_state(path).doing)
 
 
 def test_a_worker_that_was_not_let_in_yet_is_not_ready_and_says_what_it_waits_for(

@@ -42,6 +42,8 @@ def check() -> None:
         settings = load_settings()
         server = check_service(settings)
         check_spool(settings)
+        if server.project_source is not None:
+            check_source(settings, server.project_source)
         if server.project_engine is not None:
             check_program(settings, server.project_engine)
             check_weights(settings, server.project_engine)
@@ -122,6 +124,21 @@ def check_spool(settings: WorkerSettings) -> None:
         raise CheckFailed(f"{folder} cannot be made ({error.strerror}); set {PREFIX}SPOOL_DIR") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CheckFailed(f"{folder} cannot be written to by user {os.getuid()}; let it, or set {PREFIX}SPOOL_DIR")
+
+
+def check_source(settings: WorkerSettings, source: str) -> None:
+    """Refuse a worker that would not read the project's images; asks no storage.
+
+    Raises:
+        CheckFailed: it may not, or it knows no such storage, or has no credentials for it.
+    """
+    from uworker.images import SourceError  # noqa: PLC0415 (as below)
+    from uworker.sources import open_source  # noqa: PLC0415 (what speaks to object storage)
+
+    try:
+        open_source(source, settings)
+    except SourceError as error:
+        raise CheckFailed(str(error)) from None
 
 
 def check_program(settings: WorkerSettings, wanted: ProjectEngine) -> None:

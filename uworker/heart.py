@@ -47,6 +47,8 @@ class Heart:
         self._due = threading.Event()
         self._unnamed_before: set[tuple[int, int]] = set()
         self.state = WorkerState.RUN
+        self.trouble: str | None = None
+        """Why the last beat did not arrive, if so."""
         self._thread = threading.Thread(target=self._beat_for_ever, name="heart", daemon=True)
 
     def start(self, seconds: float) -> None:
@@ -71,9 +73,11 @@ class Heart:
                 return
             try:
                 self._beat()
+                self.trouble = None
             except Refused as error:
                 self._on_refusal(error)
             except ClientError as error:
+                self.trouble = f"{error}; trying again"
                 log.warning("a heartbeat did not arrive: %s", error)
             except Exception:
                 # Whatever it is, the next beat must come.

@@ -232,7 +232,7 @@ class Worker:
             for report in reports or []:
                 self._hear(report)
             self._display.show(jobs=self._jobs_done, images=self._images_done, speed=self._speed(), doing=doing)
-            self._tell(self._state(), self._claimer.trouble or doing)
+            self._tell(self._state(), self._claimer.trouble or self._heart.trouble or doing)
 
     def _state(self) -> State:
         match self._heart.state:

@@ -22,17 +22,21 @@ async def server_info(
     principal: CallerDep,
     project: Annotated[
         ProjectName | None,
-        Query(description="refuse unless it is there and the caller may see it; answers its engine and its pause"),
+        Query(description="refuse unless it is there and the caller may see it; answers what is said of it below"),
     ] = None,
 ) -> ServerInfo:
-    """The service's version, limits and pace, who asks, what engine the project wants, and whether it is paused."""
+    """The service's version, limits and pace, who asks, and of the project its engine, its source and its pause."""
     about_project: dict[str, Any] = {}
     if project is not None:
         principal.require_project(project)
         async with running.database.connection() as connection:
             row = await projects.row_of(connection, project)
         engine = ProjectEngine(engine=row["engine"], engine_options=row["engine_options"])
-        about_project = {"project_engine": engine, "project_paused": row["paused"]}
+        about_project = {
+            "project_engine": engine,
+            "project_source": row["source"],
+            "project_paused": row["paused"],
+        }
     settings = running.settings
     return ServerInfo(
         version=VERSION,

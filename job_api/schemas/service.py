@@ -54,6 +54,8 @@ class ServerInfo(Wire):
     caller: Caller | None = None
     """Absent in answers of older services."""
     project_engine: ProjectEngine | None = None
+    project_source: str | None = None
+    """Where its images lie; absent as `project_engine`."""
     """Of the project that was asked for; absent without one, and in answers of older services."""
     project_paused: bool | None = None
     """Whether the project that was asked for hands out no jobs at the moment; absent as `project_engine`."""

@@ -116,11 +116,12 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _run(stack: ExitStack, images: Path | None, model: Model, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    _put_aside(output)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decimer-jobs-")))
     work = _own_images(images, model) if images else _sample_images(output / "images")
     _step(f"{len(work.directories)} directories under {printable(str(work.source))}")
     home = _weights_home(model, work, scratch)
+    # Not before it is known that there is something to do, and something that does it.
+    _put_aside(output)
     root, password = stack.enter_context(_service(scratch, output))
     client = stack.enter_context(Client(root, username="admin", password=password))
     _step(f"job service at {root}")
