@@ -188,7 +188,7 @@ def test_a_pause_in_the_work_is_not_in_its_pace(service: RunningService, admin: 
     worker = Holder(service.client("worker"))
     worker.complete(worker.one(PROJECT), 3, "1.png", "2.png", "3.png")
     [row] = service.sql("SELECT id FROM projects WHERE name = $1", PROJECT)
-    for ago, stored in ((280, 0), (275, 1), (95, 1), (90, 1), (85, 2)):
+    for ago, stored in ((280, 0), (275, 1), (95, 2), (90, 2), (85, 2)):
         service.sql(
             "INSERT INTO project_samples (project_id, sampled_at, images_stored) "
             "VALUES ($1, now() - $2 * interval '1 second', $3)",
