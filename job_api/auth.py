@@ -238,21 +238,24 @@ class Authenticator:
             if owner is None:
                 return
             self._owners[worker_id] = owner
-        if owner != principal.owner and not await self._succeeds(principal, owner):
-            kind, _, number = owner.partition(":")
-            whose = f"token {number}; once that has ended (revoke it), one of its project may speak for it"
-            raise WorkerIdTaken(f"the worker id {worker_id} belongs to {whose if kind == 'token' else 'another user'}")
+        if owner == principal.owner:
+            return
+        kind, _, number = owner.partition(":")
+        if kind != "token":
+            raise WorkerIdTaken(f"the worker id {worker_id} belongs to another user")
+        if not await self._succeeds(principal, int(number)):
+            raise WorkerIdTaken(
+                f"the worker id {worker_id} belongs to token {number}; once that has ended (revoke it), one of its "
+                "project may speak for it"
+            )
 
-    async def _succeeds(self, principal: Principal, owner: str) -> bool:
+    async def _succeeds(self, principal: Principal, token_id: int) -> bool:
         """Whether a caller may speak for the workers of a token that has ended: its successor posts what they left.
 
         Asked only where owners differ, and never remembered: a token may end at any time.
         """
-        kind, _, token_id = owner.partition(":")
-        if kind != "token":
-            return False
         async with self._database.connection() as connection:
-            token = await connection.fetchrow(PREDECESSOR, int(token_id))
+            token = await connection.fetchrow(PREDECESSOR, token_id)
         # Of a token that was cleared away nobody knows the project any more. Whoever writes must still name a lease of
         # that worker, on a job of a project that the caller may see.
         return token is None or (not token["in_force"] and principal.project in (None, token["project"]))

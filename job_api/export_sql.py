@@ -28,14 +28,14 @@ PAGE_OF_JSON = "SELECT row_to_json(row) FROM ({page}) row"
 _BREAKING = r"\u0001-\u001f\u007f-\u009f\u2028\u2029"
 _SMI_NAME = rf"regexp_replace(j.directory || '/' || r.image, '[{_BREAKING}]', ' ', 'g')"
 _NO_SPACE = rf"!~ '[{_BREAKING}\s]'"
-# What a person put in the engine's place; what was rejected, as long as the engine says the same.
+# What a person put in the engine's place.
 _BEST_SMILES = "coalesce(w.corrected_smiles, r.smiles)"
 # What was said of another answer than there is now says nothing of this one; a correction is of the image.
 _REVIEW_STATUS = (
     "CASE WHEN w.review_status <> 'corrected' AND w.reviewed_smiles IS DISTINCT FROM r.smiles THEN 'none' "
     "ELSE coalesce(w.review_status, 'none') END"
 )
-_NOT_REJECTED = "(w.review_status = 'rejected' AND w.reviewed_smiles IS NOT DISTINCT FROM r.smiles) IS NOT TRUE"
+_NOT_REJECTED = f"{_REVIEW_STATUS} <> 'rejected'"
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,7 @@ async def status(connection: Connection, name: str) -> ProjectStatus:
         # Fewer than before where rows were deleted.
         rate = max(made - sample["images_stored"], 0) / sample["age_seconds"]
     left = _images_left(sums, replaced)
-    eta_seconds, eta_assumes = _eta(sums, left, rate, paused=row["paused"])
-    if replaced and eta_seconds:
-        eta_assumes += "; where of a rerun not all images are done again, it takes less"
+    eta_seconds, eta_assumes = _eta(sums, left, rate, paused=row["paused"], is_rerun=replaced > 0)
     cost, cost_assumes = _cost(row["price_per_worker_hour"], usage, made, left if eta_seconds is not None else None)
     base = f"/v4/{name}"
     return ProjectStatus(
@@ -134,7 +132,9 @@ def _images_left(sums: dict[str, Any], replaced: int) -> float | None:
     return left
 
 
-def _eta(sums: dict[str, Any], left: float | None, rate: float | None, *, paused: bool) -> tuple[float | None, str]:
+def _eta(
+    sums: dict[str, Any], left: float | None, rate: float | None, *, paused: bool, is_rerun: bool
+) -> tuple[float | None, str]:
     """Seconds until all jobs are finished, and what that rests on; or None, and why nothing can be said."""
     unfinished = _unfinished(sums)
     if unfinished == 0:
@@ -152,6 +152,8 @@ def _eta(sums: dict[str, Any], left: float | None, rate: float | None, *, paused
         f"each of the {unfinished} unfinished directories holds {mean:.1f} images, as the completed ones do on "
         "average, and the rate stays as it is"
     )
+    if is_rerun:
+        assumes += "; where of a rerun not all images are done again, it takes less"
     return left / rate, assumes
 
 

@@ -174,16 +174,10 @@ def _say_what_is_to_come(settings: WorkerSettings, wanted: ProjectEngine) -> Non
     if not _has_weights_here(settings, wanted):
         return
     home, hand_drawn = settings.weights_home.expanduser(), is_hand_drawn(wanted.engine_options)
-    if _lacks_both(home, hand_drawn=hand_drawn):
+    if missing_models(home, hand_drawn=hand_drawn) and not prepared_directory(home, hand_drawn=hand_drawn).is_dir():
         typer.echo(f"note: DECIMER's weights are not in {home / FOLDER} yet; the worker downloads them first, 1 GB")
         if home.name == FOLDER:
             typer.echo(f"  ({PREFIX}WEIGHTS_HOME is the folder that holds {FOLDER}: {home.parent}?)")
-
-
-def _lacks_both(home: Path, *, hand_drawn: bool) -> bool:
-    """Whether there is neither the shipped model nor a folder of a prepared one."""
-    folder = prepared_directory(home, hand_drawn=hand_drawn)
-    return bool(missing_models(home, hand_drawn=hand_drawn)) and not folder.is_dir()
 
 
 def _has_prepared(home: Path, *, hand_drawn: bool) -> bool:

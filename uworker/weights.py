@@ -169,6 +169,13 @@ def why_none_will_do(home: Path, *, hand_drawn: bool) -> str:
     )
 
 
+def home_of(given: Path) -> Path:
+    """The home that a person means who gives it, or the folder `DECIMER-V2` in it, or a link to that folder."""
+    given = given.absolute()
+    # That folder may be where one is, or be meant by a link of any name; one of that name may lead to any folder.
+    return next((place.parent for place in (given, given.resolve()) if place.name == FOLDER), given)
+
+
 def model_directory(home: Path, model: str) -> Path:
     """Return where the package looks for a model, a key of `MODEL_URLS`."""
     return home / FOLDER / f"{model}_model"

@@ -12,7 +12,7 @@ import typer
 from uworker.images import RASTER_ENDINGS
 from uworker.prepared.files import LEAST_IMAGES, REPORT, Difference, NotComparedError, Report, prepared_directory
 from uworker.settings import SettingsError, default_weights_home
-from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights
+from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights, home_of
 
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
 SAMPLES = 24
@@ -121,10 +121,8 @@ def _draw(folder: Path, number: int) -> list[tuple[str, Path]]:
 
 
 def _find_weights(given: Path | None, pin: str | None, *, hand_drawn: bool) -> Weights:
-    home = given or Path(os.environ.get("UWORKER_WEIGHTS_HOME") or default_weights_home())
-    home = home.expanduser().absolute()
-    # That folder may be where one is, or be meant by a link of any name; one of that name may lead to any folder.
-    home = next((place.parent for place in (home, home.resolve()) if place.name == FOLDER), home)
+    named = given or Path(os.environ.get("UWORKER_WEIGHTS_HOME") or default_weights_home())
+    home = home_of(named.expanduser())
     said: set[str] = set()
 
     def show(name: str, _: int, total: int | None) -> None:

@@ -24,7 +24,7 @@ from uworker.snapshot.images import BuildError, BuiltImage, ImageRequest, build_
 from uworker.snapshot.preparing import AS_SHIPPED, prepared_for
 from uworker.snapshot.saving import save_images, tag_image
 from uworker.snapshot.steps import Say, Steps
-from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights, find_weights, is_hand_drawn
+from uworker.weights import FOLDER, Weights, WeightsError, ensure_weights, find_weights, home_of, is_hand_drawn
 
 CLONE = Path(__file__).resolve().parents[2]
 ENGINE = "decimer"
@@ -230,9 +230,7 @@ def _weights(wanted: Wanted, status: ProjectStatus | None, say: Say) -> Weights:
     pin = _pin(wanted, status)
     hand_drawn = _is_hand_drawn(wanted, status)
     if wanted.weights is not None:
-        given = wanted.weights.absolute()
-        # That folder may be where one is, or be meant by a link of any name; one of that name may lead to any folder.
-        home = next((place.parent for place in (given, given.resolve()) if place.name == FOLDER), given)
+        home = home_of(wanted.weights)
         if find_weights(home, hand_drawn=hand_drawn) is None:
             which = "the hand-drawn model" if hand_drawn else "the printed model"
             raise SnapshotError(
